@@ -1,0 +1,137 @@
+"""Bounds on log p(x) of ONE datapoint, in nats; they go up. A batch is a `jax.vmap` around them.
+
+A bound reads `Samples`: what K draws of z from the posterior weigh under posterior, prior and likelihood. Drawing is
+apart from bounding, so that several bounds can be computed on the same draws.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.scipy.special import logsumexp
+
+
+class Samples(NamedTuple):
+    """K draws of z for one x, with the three log densities of each, in nats.
+
+    Attributes:
+      z: `[K, latent]`, reparameterized: differentiable in the posterior's parameters.
+      log_likelihood: log p(x | z), `[K]`.
+      log_prior: log p(z), `[K]`.
+      log_posterior: log q(z | x), `[K]`.
+    """
+
+    z: jax.Array
+    log_likelihood: jax.Array
+    log_prior: jax.Array
+    log_posterior: jax.Array
+
+    @property
+    def log_weights(self) -> jax.Array:
+        """log p(x, z) - log q(z | x), `[K]`: the logarithms of the importance weights."""
+        return self.log_likelihood + self.log_prior - self.log_posterior
+
+
+class Bound(NamedTuple):
+    """An evidence lower bound and its parts, scalars in nats: `elbo = log_likelihood - kl`."""
+
+    log_likelihood: jax.Array
+    kl: jax.Array
+
+    @property
+    def elbo(self) -> jax.Array:
+        return self.log_likelihood - self.kl
+
+
+def log_likelihood(likelihood: dist.Distribution, x: jax.Array) -> jax.Array:
+    """log p(x) in nats of one datapoint, a scalar.
+
+    Raises:
+      ValueError: at trace time, when the distribution is not over exactly the shape of x. Broadcasting logits
+        [12, 1] against a datapoint [12] would silently sum 144 terms.
+    """
+    if likelihood.batch_shape != () or likelihood.event_shape != jnp.shape(x):
+        raise ValueError(
+            f"the likelihood has event shape {likelihood.event_shape} and batch shape {likelihood.batch_shape}, "
+            f"but the datapoint has shape {jnp.shape(x)}: give the decoder the datapoint's shape, one datapoint at a time"
+        )
+    return likelihood.log_prob(x)
+
+
+def draw(
+    key: jax.Array,
+    x: jax.Array,
+    posterior: dist.Distribution,
+    prior: dist.Distribution,
+    decode: Callable[[jax.Array], dist.Distribution],
+    num_samples: int = 1,
+) -> Samples:
+    """Draw `num_samples` z from q(z | x) and weigh them for one datapoint.
+
+    Args:
+      key: consumed here.
+      x: the datapoint that the likelihood is asked about, `[*event]`.
+      posterior: q(z | x), with a reparameterized sampler.
+      prior: p(z).
+      decode: from one z to p(x | z).
+      num_samples: K, at least 1.
+    """
+    z, intermediates = posterior.sample_with_intermediates(key, (num_samples,))
+    return Samples(
+        z=z,
+        log_likelihood=jax.vmap(lambda z: log_likelihood(decode(z), x))(z),
+        log_prior=prior.log_prob(z),
+        log_posterior=posterior.log_prob(z, intermediates) if intermediates else posterior.log_prob(z),
+    )
+
+
+def sgvb_a(samples: Samples, posterior: dist.Distribution, prior: dist.Distribution) -> Bound:
+    """The estimator L^A of the evidence lower bound (Kingma & Welling, eq. 6): no density needs a closed form.
+
+    `elbo = mean_k [log p(x, z_k) - log q(z_k | x)]`; here `kl` is the Monte Carlo estimate `mean_k [log q - log p(z)]`.
+    """
+    del posterior, prior
+    return Bound(log_likelihood=samples.log_likelihood.mean(), kl=(samples.log_posterior - samples.log_prior).mean())
+
+
+def sgvb_b(samples: Samples, posterior: dist.Distribution, prior: dist.Distribution) -> Bound:
+    """The estimator L^B of the evidence lower bound (Kingma & Welling, eq. 7), with the KL in closed form.
+
+    `elbo = mean_k log p(x | z_k) - KL(q(z | x) || p(z))`.
+
+    Raises:
+      NotImplementedError: when NumPyro knows no closed form for this pair; `sgvb_a` needs none.
+    """
+    return Bound(log_likelihood=samples.log_likelihood.mean(), kl=kl(posterior, prior))
+
+
+def iwae_bound(samples: Samples) -> jax.Array:
+    """The importance-weighted bound `log mean_k w_k` (Burda et al., 1509.00519, eq. 8); the elbo at K = 1."""
+    return logsumexp(samples.log_weights) - jnp.log(samples.log_weights.shape[0])
+
+
+def kl(posterior: dist.Distribution, prior: dist.Distribution) -> jax.Array:
+    """KL(q || p) in nats, in closed form (appendix B for Gaussians), a scalar."""
+    return dist.kl_divergence(posterior, prior)
+
+
+def kl_per_dim(posterior: dist.Distribution, prior: dist.Distribution) -> jax.Array:
+    """KL(q || p) of each latent dimension, `[latent]`, for a posterior and a prior that both factorize over them."""
+    return dist.kl_divergence(posterior.base_dist, prior.base_dist)
+
+
+def minibatch_estimate(bounds: jax.Array, num_examples: int) -> jax.Array:
+    """The bound of a whole data set from a minibatch, `N/M sum_i bound_i`, in nats (Kingma & Welling, eq. 8).
+
+    Args:
+      bounds: the bound of each datapoint of the minibatch, `[M]`.
+      num_examples: N.
+    """
+    return num_examples * bounds.mean()
+
+
+def log_weight_prior(params: Any) -> jax.Array:
+    """log N(params; 0, I) in nats, a scalar: the paper's prior p(theta), added to the data set's bound for MAP."""
+    return sum(dist.Normal().log_prob(leaf).sum() for leaf in jax.tree.leaves(params))

@@ -1,0 +1,147 @@
+"""Checkpoints: saved in the background by Orbax, all or nothing, and never restored unless every byte is the one saved.
+
+Orbax writes a step into a temporary folder and renames it when it is whole, so a killed process leaves the last whole
+step. It does not notice a bit that flips afterwards; so a manifest with the SHA-256 of each file goes into the folder
+before the rename, and is checked before anything is read back.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from aevb.errors import InputError
+
+MANIFEST = "sha256.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder, by step.
+
+    Args:
+      folder: created if it is not there; unfinished saves in it are swept away.
+      keep: how many of the latest steps to keep.
+    """
+
+    def __init__(self, folder: epath.PathLike, keep: int = 1) -> None:
+        import orbax.checkpoint as ocp
+
+        self.folder = epath.Path(folder).absolute()
+        self._ocp = ocp
+        self._saving: int | None = None
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                create=True,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+            ),
+        )
+
+    def save(self, step: int, state: Any) -> None:
+        """Start saving a tree of arrays as this step, after any save still under way; a step already there stays.
+
+        Raises:
+          InputError: the save before this one could not be written.
+        """
+        self.wait()
+        if step not in self._manager.all_steps():
+            self._saving = step
+            with _disk_errors(self.folder):
+                self._manager.save(step, args=self._ocp.args.StandardSave(state))
+
+    def wait(self) -> None:
+        """Return when the last save is whole on disk.
+
+        Raises:
+          InputError: it could not be written.
+        """
+        with _disk_errors(self.folder):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the last save and let go of Orbax's threads."""
+        self.wait()
+        self._manager.close()
+
+    def restore(self, target: Any, *, repair: bool = False) -> tuple[Any, int, list[str]] | None:
+        """The newest step whose files are all as they were saved.
+
+        Args:
+          target: a tree of arrays of the shapes and dtypes to restore.
+          repair: remove damaged steps newer than the one restored, so that they can be saved again.
+
+        Returns:
+          The tree, its step, and a sentence for each newer step that was passed over; None if nothing was ever saved.
+
+        Raises:
+          InputError: there are checkpoints, and none of them is whole.
+        """
+        passed_over = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            damage = self._damage(step)
+            if damage is None:
+                state = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
+                return state, step, passed_over
+            passed_over.append(f"checkpoint {self.folder / str(step)} is damaged ({damage})")
+            if repair:
+                self._manager.delete(step)
+        if passed_over:
+            raise InputError(f"{'; '.join(passed_over)}: no whole checkpoint is left, start again in another folder")
+        return None
+
+    def _write_manifest(self) -> None:
+        """Hash the files of the step under way; Orbax calls this before it renames the folder to its final name."""
+        (folder,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        hashes = {name: _sha256(path) for name, path in _files(folder)}
+        (folder / MANIFEST).write_text(json.dumps(hashes, indent=1, sort_keys=True))
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a step's files, or None."""
+        folder = self.folder / str(step)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return f"{MANIFEST} cannot be read"
+        for name, expected in manifest.items():
+            path = folder / name
+            if not path.exists():
+                return f"{name} is missing"
+            if _sha256(path) != expected:
+                return f"{name} has changed since it was saved"
+        return None
+
+
+class _disk_errors:  # noqa: N801, a context manager reads as a verb here
+    """Turn a failed write, which Orbax reports as one of several exceptions, into one sentence."""
+
+    def __init__(self, folder: epath.Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+        text = f"{error} {error.__cause__}" if error else ""
+        if isinstance(error, OSError) or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+            reason = "no space is left on the disk" if "No space left" in text else text.splitlines()[0]
+            raise InputError(
+                f"a checkpoint cannot be written to {self._folder} ({reason}): make room or set another --workdir, "
+                "and run the same command again"
+            ) from error
+
+
+def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """Each file below a folder, with its name relative to it."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name, path
+
+
+def _sha256(path: epath.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,141 @@
+"""What a data set is here, and how one without splits of its own is divided."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from aevb.errors import InputError
+
+
+class RandomAccess(Protocol):
+    """Examples too large for memory: decoded one at a time, picklable for worker processes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples `[N, *event]`, uint8 (value/255 is the datapoint) or float32; labels int32 `[N]` or None."""
+
+    examples: np.ndarray | RandomAccess
+    labels: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Three splits of one event shape, (height, width, channels) for images; `splits` tells their origin."""
+
+    name: str
+    event_shape: tuple[int, ...]
+    train: Split
+    validation: Split
+    test: Split
+    splits: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The chosen rows of examples that stay out of memory."""
+
+    examples: RandomAccess
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.examples[int(self.indices[index])]
+
+
+def _take(split: Split, indices: np.ndarray) -> Split:
+    labels = None if split.labels is None else split.labels[indices]
+    if isinstance(split.examples, np.ndarray):
+        return Split(split.examples[indices], labels)
+    if len(indices) == 0:  # an empty split still has an event shape, which a RandomAccess could not tell
+        example = split.examples[0]
+        return Split(np.empty((0, *example.shape), example.dtype), labels)
+    return Split(Rows(split.examples, indices), labels)
+
+
+def _count(key: str, size: float, total: int) -> int:
+    if not math.isfinite(size) or size < 0 or (size >= 1 and size != int(size)):
+        raise InputError(f"{key}={size} must be a fraction below 1 or a whole number of examples")
+    return int(size) if size >= 1 or size == 0 else max(1, round(size * total))
+
+
+def _check_alike(name: str, parts: Mapping[str, Split]) -> tuple[int, ...]:
+    first = parts["train"].examples[0]
+    for part, split in parts.items():
+        other = split.examples[0]
+        if (other.shape, other.dtype) != (first.shape, first.dtype):
+            raise InputError(
+                f"{name}: the {part} examples are {other.dtype} {list(other.shape)} but the train examples "
+                f"are {first.dtype} {list(first.shape)}; give all splits the same type and event shape"
+            )
+    return first.shape
+
+
+def divide(
+    name: str,
+    parts: Mapping[str, Split],
+    *,
+    validation_size: float,
+    test_size: float,
+    seed: int,
+    last_rows: bool = False,
+) -> Dataset:
+    """Completes the splits a source has of its own: a missing validation or test split is taken from `train`.
+
+    Args:
+      name: the data set, for messages.
+      parts: non-empty splits by name; `train`, and `validation` and `test` where the source has them.
+      validation_size: a fraction of `train` if below 1, else a number; for a missing validation split.
+      test_size: the same for the test split.
+      seed: of the permutation (NumPy's Philox); the test split does not depend on `validation_size`.
+      last_rows: take the last rows of `train`, not permuted ones (MNIST's usual 50,000 / 10,000 / 10,000).
+
+    Returns:
+      The data set with its three splits; a size of 0 gives an empty split `[0, *event]`.
+
+    Raises:
+      InputError: sizes that are none or leave nothing to train on; splits that differ in type or event shape.
+    """
+    event_shape = _check_alike(name, parts)
+    total = len(parts["train"].examples)
+    sizes = {"test": test_size, "validation": validation_size}
+    counts = {part: _count(f"{part}_size", sizes[part], total) for part in sizes if part not in parts}
+    if sum(counts.values()) >= total:
+        asked = " and ".join(f"{part}_size={sizes[part]}" for part in counts)
+        raise InputError(f"{asked} leave none of the {total} examples of {name} for training; make them smaller")
+    if seed < 0:
+        raise InputError(f"seed={seed} must not be negative")
+
+    result = dict(parts)
+    if any(counts.values()) and not last_rows:
+        order = np.random.Generator(np.random.Philox(seed)).permutation(total)
+    else:
+        order = np.arange(total)[::-1]
+    taken = 0
+    for part, count in counts.items():
+        rows = order[taken : taken + count]
+        result[part] = _take(parts["train"], np.sort(rows) if last_rows else rows)
+        taken += count
+    if taken:
+        result["train"] = _take(parts["train"], np.sort(order[taken:]))
+    return Dataset(name, event_shape, **result, splits=_sentence(parts, counts, total, seed, last_rows))
+
+
+def _sentence(parts: Mapping[str, Split], counts: Mapping[str, int], total: int, seed: int, last_rows: bool) -> str:
+    own = ", ".join(
+        f"{part} ({len(parts[part].examples)})" for part in ("train", "validation", "test") if part in parts
+    )
+    if not counts:
+        return f"all splits are the source's own: {own}"
+    carved = " and ".join(f"{part} ({count})" for part, count in reversed(counts.items()))
+    how = "its last rows" if last_rows else f"a random permutation with seed {seed}"
+    return f"{carved} taken from train by {how}, leaving {total - sum(counts.values())}; the source's own: {own}"

@@ -1,0 +1,20 @@
+"""Posteriors q(z | x): from the encoder's output for one datapoint to a NumPyro distribution over z `[latent]`.
+
+A posterior is a linen module with `output_shape(latent_dim)`, the shape it wants from the encoder.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from flax import linen as nn
+
+
+class DiagonalGaussian(nn.Module):
+    """q(z | x) = N(mu, diag(sigma^2)), with heads for mu and log sigma^2 (Kingma & Welling, eq. 9)."""
+
+    def output_shape(self, latent_dim: int) -> tuple[int, ...]:
+        return (2, latent_dim)
+
+    def __call__(self, outputs: jax.Array) -> dist.Distribution:
+        mean, log_variance = outputs
+        return dist.Normal(mean, jnp.exp(0.5 * log_variance)).to_event(1)

@@ -1,0 +1,87 @@
+"""The variational autoencoder: a posterior, a likelihood and a prior, each a function of one datapoint."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from flax import linen as nn
+
+from aevb.models.likelihoods import Bernoulli
+from aevb.models.posteriors import DiagonalGaussian
+from aevb.networks import MLP
+
+# The subtrees of the parameters that belong to p(x, z), the paper's theta; the others are the posterior's, phi.
+GENERATIVE = ("decoder", "likelihood")
+
+
+class VAE(nn.Module):
+    """q(z | x) = posterior(encoder(x)), p(x | z) = likelihood(decoder(z)), p(z) = N(0, I).
+
+    Bind it to parameters to use it, inside or outside a transformation: `vae = model.bind({"params": params})`.
+    Use `vae` below to put one together whose shapes fit.
+    """
+
+    encoder: nn.Module
+    posterior: nn.Module
+    decoder: nn.Module
+    likelihood: nn.Module
+    event_shape: tuple[int, ...]
+    latent_dim: int
+
+    def encode(self, x: jax.Array) -> dist.Distribution:
+        """q(z | x) over z `[latent]`, for one x `[*event]`."""
+        return self.posterior(self.encoder(x))
+
+    def decode(self, z: jax.Array) -> dist.Distribution:
+        """p(x | z) over x `[*event]`, for one z `[latent]`."""
+        return self.likelihood(self.decoder(z))
+
+    def prior(self) -> dist.Distribution:
+        """p(z) = N(0, I) over z `[latent]`."""
+        return dist.Normal(jnp.zeros(self.latent_dim), jnp.ones(self.latent_dim)).to_event(1)
+
+    def __call__(self, x: jax.Array) -> dist.Distribution:
+        """p(x | z) at the posterior's mean: the reconstruction of one x `[*event]`."""
+        return self.decode(self.encode(x).mean)
+
+
+def vae(
+    event_shape: tuple[int, ...],
+    latent_dim: int,
+    *,
+    network: Callable[[tuple[int, ...]], nn.Module] = MLP,
+    posterior: nn.Module | None = None,
+    likelihood: nn.Module | None = None,
+) -> VAE:
+    """A VAE whose encoder and decoder are one kind of network, with the output shapes its distributions ask for.
+
+    Args:
+      event_shape: the shape of one datapoint.
+      latent_dim: the size of z.
+      network: from an output shape to a linen module, for example `functools.partial(MLP, hidden=(500,))`.
+      posterior: a module of `aevb.models.posteriors`; the diagonal Gaussian unless given.
+      likelihood: a module of `aevb.models.likelihoods`; Bernoulli unless given.
+    """
+    posterior = posterior or DiagonalGaussian()
+    likelihood = likelihood or Bernoulli()
+    event_shape = tuple(event_shape)
+    return VAE(
+        encoder=network(posterior.output_shape(latent_dim)),
+        posterior=posterior,
+        decoder=network(likelihood.output_shape(event_shape)),
+        likelihood=likelihood,
+        event_shape=event_shape,
+        latent_dim=latent_dim,
+    )
+
+
+def init(model: VAE, init_key: jax.Array) -> dict[str, Any]:
+    """Fresh parameters of every part of the model."""
+    return model.init(init_key, jnp.zeros(model.event_shape)).get("params", {})
+
+
+def generative(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters theta of p(x, z), out of all of them."""
+    return {name: params[name] for name in GENERATIVE if name in params}

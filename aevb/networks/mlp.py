@@ -1,0 +1,35 @@
+"""The multilayer perceptron of the paper's appendix C."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+
+class MLP(nn.Module):
+    """Fully connected layers from one datapoint of any shape to one output of a given shape.
+
+    `h_0 = flatten(x)`, `h_i = activation(W_i h_{i-1} + b_i)`, `output = reshape(W h_n + b)`: no activation on the
+    output, which is what a likelihood or a posterior reads its parameters from.
+
+    Attributes:
+      output_shape: the shape of the output.
+      hidden: the width of each hidden layer; empty for an affine map.
+      activation: applied elementwise after each hidden layer.
+      param_dtype: the dtype of weights and biases.
+    """
+
+    output_shape: Sequence[int]
+    hidden: Sequence[int] = (500,)
+    activation: Callable[[jax.Array], jax.Array] = nn.tanh
+    param_dtype: DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = x.reshape(-1)
+        for i, width in enumerate(self.hidden):
+            h = self.activation(nn.Dense(width, name=f"hidden_{i}", param_dtype=self.param_dtype)(h))
+        out = nn.Dense(math.prod(self.output_shape), name="output", param_dtype=self.param_dtype)(h)
+        return out.reshape(self.output_shape)

@@ -1,0 +1,221 @@
+"""The loop: `pmap` over the devices of a `scan` over steps of a learner's update. The one place that says pmap."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from aevb.data import Split
+from aevb.data.binarization import Preprocess, make_preprocess
+from aevb.data.feeding import InMemory, Streaming
+from aevb.errors import InputError, NonFiniteError
+from aevb.learners import Batch, Learner, TrainState
+
+DEVICE_AXIS = "device"
+Feed = InMemory | Streaming
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """A copy of each leaf for each device, on a new leading axis `[devices, ...]`."""
+    devices = devices or jax.local_devices()
+    sharding = NamedSharding(Mesh(np.asarray(devices), (DEVICE_AXIS,)), PartitionSpec(DEVICE_AXIS))
+    return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy of each leaf."""
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def make_train_steps(
+    learner: Learner, feed: Feed, preprocess: Preprocess, ema_decay: float, devices: Sequence[jax.Device]
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """`(state, resident, fed) -> (state, metrics)`: as many steps as `fed` holds, in one call on every device.
+
+    Everything has a leading device axis; the state is donated, and each metric is `[devices, steps]`.
+    """
+
+    # Averaging over one device is not free: XLA copies every gradient.
+    axis_name = DEVICE_AXIS if len(devices) > 1 else None
+
+    def step(resident: Any, state: TrainState, fed: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        fed = feed.fetch(resident, fed)
+        num = fed.example_id.shape[0]
+        index = jax.lax.axis_index(DEVICE_AXIS) * num + jnp.arange(num)
+        data_key, learner_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(data_key, index)
+        batch = Batch(jax.vmap(preprocess)(fed.stored, fed.example_id, keys), fed.label, index)
+        state, metrics = learner.update(state, batch, learner_key, axis_name)
+        if state.ema_params is not None:
+            # Early on the average is over the steps there were: (1 + t) / (10 + t) rises from 0.1 to ema_decay.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, state.params)
+            state = state.replace(ema_params=ema)
+        return state, metrics
+
+    def steps(state: TrainState, resident: Any, fed: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        return jax.lax.scan(functools.partial(step, resident), state, fed)
+
+    return jax.pmap(steps, axis_name=DEVICE_AXIS, donate_argnums=0, devices=devices)
+
+
+def train(
+    learner: Learner,
+    state: TrainState,
+    feed: Feed,
+    preprocess: Preprocess,
+    *,
+    num_steps: int,
+    steps_per_call: int = 100,
+    ema_decay: float = 0.0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
+    """Train from the state's step to `num_steps`, yielding at every multiple of `steps_per_call`.
+
+    Args:
+      learner: what to do in a step.
+      state: where to start; unreplicated.
+      feed: the training examples.
+      preprocess: from a stored example to a datapoint.
+      num_steps: the step to end at.
+      steps_per_call: steps in one `scan`, between two looks from the host.
+      ema_decay: of the average of the weights; read only if the state keeps one.
+      devices: all local ones unless given.
+
+    Yields:
+      The state, replicated, valid until the next one is asked for (its memory is donated), and the metrics of each
+      step since the last yield, `[steps]`.
+
+    Raises:
+      InputError: the batch does not divide over the devices.
+      NonFiniteError: a loss or gradient was not finite; names the step. The state yielded before is the last good one.
+    """
+    devices = devices or jax.local_devices()
+    if feed.batch_size % len(devices):
+        raise InputError(
+            f"a batch of {feed.batch_size} does not divide over {len(devices)} devices: "
+            f"set the batch size to a multiple of {len(devices)}"
+        )
+    step = int(state.step)
+    train_steps = make_train_steps(learner, feed, preprocess, ema_decay, devices)
+    resident = replicate(feed.resident, devices)
+    state = replicate(state, devices)
+    while step < num_steps:
+        num = min(steps_per_call - step % steps_per_call, num_steps - step)
+        fed = jax.tree.map(functools.partial(_split_over, len(devices)), feed.steps(step, num))
+        state, metrics = train_steps(state, resident, fed)
+        # Waiting here also keeps the devices from running apart: unsynchronised CPU devices deadlock.
+        metrics = {name: np.asarray(values[0]) for name, values in metrics.items()}
+        _check_finite(metrics, step)
+        step += num
+        yield state, metrics
+
+
+def _split_over(num_devices: int, leaf: jax.Array) -> jax.Array:
+    """`[steps, batch, ...]` to `[devices, steps, batch / devices, ...]`: device d has places d M to (d + 1) M."""
+    steps, batch, *rest = leaf.shape
+    return leaf.reshape(steps, num_devices, batch // num_devices, *rest).swapaxes(0, 1)
+
+
+def _check_finite(metrics: dict[str, np.ndarray], first_step: int) -> None:
+    """Raise for the first step whose loss or gradient is not finite; nothing of such a call is ever saved."""
+    bad = ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
+    if bad.any():
+        i = int(np.argmax(bad))
+        raise NonFiniteError(
+            f"step {first_step + i} has loss {metrics['loss'][i]} and gradient norm {metrics['grad_norm'][i]}: "
+            "the run stops here and keeps the last good checkpoint; lower the learning rate, clip the gradient, "
+            "or look at the data"
+        )
+
+
+def map_examples(
+    fn: Callable[[Any, jax.Array, jax.Array], Any],
+    preprocess: Preprocess,
+    batch_size: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[[Any, Split, jax.Array], Iterator[Any]]:
+    """Map a function of one datapoint over a split, on every device, each example exactly once.
+
+    Args:
+      fn: `(params, x, key) -> tree of arrays`, for one datapoint x `[*event]`.
+      preprocess: from a stored example to a datapoint.
+      batch_size: examples at once, over all devices; the last batch is padded, and the padding dropped from the result.
+      devices: all local ones unless given.
+
+    Returns:
+      `(replicated params, split, key) -> iterator of trees`, leaves `[M, ...]`, NumPy, in the split's order. The key
+      of example i is `fold_in(key, i)`, so that neither the batch size nor the devices change a result.
+    """
+    devices = devices or jax.local_devices()
+    per_device = -(-batch_size // len(devices))
+    batch_size = per_device * len(devices)
+
+    def one(params: Any, key: jax.Array, stored: jax.Array, example_id: jax.Array) -> Any:
+        data_key, model_key = jax.random.split(jax.random.fold_in(key, example_id))
+        return fn(params, preprocess(stored, example_id, data_key), model_key)
+
+    batched = jax.vmap(one, in_axes=(None, None, 0, 0))
+    mapped = jax.pmap(batched, axis_name=DEVICE_AXIS, in_axes=(0, None, 0, 0), devices=devices)
+
+    def run(params: Any, split: Split, key: jax.Array) -> Iterator[Any]:
+        num_examples = len(split.examples)
+        for start in range(0, num_examples, batch_size):
+            ids = np.arange(start, start + batch_size)
+            rows = np.minimum(ids, num_examples - 1)
+            stored = read_rows(split.examples, rows)
+            fed = [leaf.reshape(len(devices), per_device, *leaf.shape[1:]) for leaf in (stored, rows.astype(np.int32))]
+            out = mapped(params, key, *fed)
+            kept = min(batch_size, num_examples - start)
+            yield jax.tree.map(lambda leaf: np.asarray(leaf).reshape(batch_size, *leaf.shape[2:])[:kept], out)  # noqa: B023
+
+    return run
+
+
+def read_rows(examples: Any, rows: np.ndarray) -> np.ndarray:
+    """Stored examples at `rows`, `[M, *event]`, from an array or from a random access source."""
+    return examples[rows] if isinstance(examples, np.ndarray) else np.stack([examples[int(i)] for i in rows])
+
+
+def collect(batches: Iterator[Any]) -> Any:
+    """The trees that `map_examples` yields, as one, leaves `[N, ...]`."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def fit(
+    learner: Learner,
+    examples: np.ndarray,
+    *,
+    num_steps: int,
+    batch_size: int = 100,
+    binarization: str = "none",
+    seed: int = 0,
+) -> TrainState:
+    """Train on an array, from the first step to the last.
+
+    Args:
+      learner: for example `aevb.learners.aevb.learner(model, optax.adam(1e-3))`.
+      examples: `[N, *event]`; uint8 stands for value / 255, floats for themselves.
+      num_steps: updates to make.
+      batch_size: over all local devices.
+      binarization: a name of `aevb.data.binarization.BINARIZATIONS`.
+      seed: everything random derives from it.
+
+    Returns:
+      The final state, on one device; its `params` are what the model is bound to.
+
+    Raises:
+      InputError: the batch does not divide over the devices.
+      NonFiniteError: a loss or gradient was not finite.
+    """
+    init_key, shuffle_key, static_key = jax.random.split(jax.random.key(seed), 3)
+    feed = InMemory(Split(np.asarray(examples), None), batch_size, shuffle_key)
+    preprocess = make_preprocess(binarization, static_key)
+    state = learner.init(init_key)
+    for replicated, _ in train(learner, state, feed, preprocess, num_steps=num_steps):
+        state = unreplicate(replicated)
+    return state

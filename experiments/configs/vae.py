@@ -1,0 +1,48 @@
+"""The variational autoencoder of Kingma & Welling: one hidden layer of tanh units on either side of a Gaussian code.
+
+python -m experiments.train --config=experiments/configs/vae.py --workdir=runs/digits
+python -m experiments.train --config=experiments/configs/vae.py:mnist --workdir=runs/mnist
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+_MNIST = {
+    "data": {"binarization": "dynamic", "validation_size": 10000.0},
+    "train": {
+        "num_epochs": 30.0,
+        "log_every_steps": 250,
+        "eval_every_steps": 500,
+        "checkpoint_every_steps": 2500,
+    },
+}
+
+# Grey images of unknown content: a Gaussian that learns each pixel's scale, with means in (0, 1).
+_IMAGES = {"model": {"likelihood": "gaussian", "sigmoid_mean": True}}
+
+# What each data set changes in the base; a set that is not named changes nothing but its name.
+DATASETS = {
+    "digits": {
+        "data": {"binarization": "dynamic"},
+        "model": {"hidden": (200,), "latent_dim": 2},
+        "train": {"num_epochs": 200.0, "eval_every_steps": 100},
+    },
+    "mnist": _MNIST,
+    "fashion_mnist": _MNIST,
+    "binarized_mnist": {**_MNIST, "data": {"binarization": "none"}},
+    "frey_face": {
+        **_IMAGES,
+        "model": {**_IMAGES["model"], "hidden": (200,), "latent_dim": 2},
+        "train": {"num_epochs": 500.0},
+    },
+    "folder": _IMAGES,
+    "arrays": {"model": {"likelihood": "gaussian"}},
+}
+
+
+def get_config(dataset: str = "digits") -> ConfigDict:
+    config = base.get_config()
+    config.dataset = dataset
+    config.update(DATASETS.get(dataset, _IMAGES if dataset.startswith("tfds:") else {}))
+    return config

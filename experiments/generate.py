@@ -1,0 +1,182 @@
+"""Draw from a trained model: a picture and the arrays behind it.
+
+python -m experiments.generate --workdir=runs/digits --what=samples --num=64
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+
+from aevb import bounds, training
+from aevb.errors import InputError
+from aevb.inference.diagnostics import active_units
+from experiments import cli, evaluate, workdir
+from experiments.build import Run
+
+
+Arrays = dict[str, np.ndarray]
+
+
+class Artist:
+    """A trained model, ready to be drawn from: parameters on one device and the split that the pictures show."""
+
+    def __init__(self, run: Run, params: Any, split_name: str = "test") -> None:
+        self.run = run
+        self.replicated = params
+        self.params = training.unreplicate(params)
+        self.split_name = split_name
+        self.split = run.split(split_name)
+        self.key = jax.random.fold_in(run.eval_key, 1)
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) of each z `[..., latent]`, as `[..., *event]`."""
+        decode = jax.jit(jax.vmap(lambda z: self.run.model.bind({"params": self.params}).decode(z).mean))
+        flat = decode(jnp.asarray(z).reshape(-1, z.shape[-1]))
+        return np.asarray(flat).reshape(*z.shape[:-1], *self.run.model.event_shape)
+
+    def encode(self, num: int) -> Arrays:
+        """The first `num` datapoints with the mean and KL per dimension of their posteriors."""
+
+        def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+            vae = self.run.model.bind({"params": params})
+            posterior = vae.encode(x)
+            return {"x": x, "mean": posterior.mean, "kl_per_dim": bounds.kl_per_dim(posterior, vae.prior())}
+
+        batch_size = self.run.config.eval.batch_size
+        mapped = training.map_examples(one, self.run.preprocess[self.split_name], batch_size)
+        return training.collect(mapped(self.replicated, evaluate.head(self.split, num), self.run.eval_key))
+
+
+def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """Means of p(x | z) for `num` draws z from the prior."""
+    from aevb import figures
+
+    z = np.asarray(jax.random.normal(artist.key, (num, artist.run.model.latent_dim)))
+    arrays = {"z": z, "mean": artist.decode(z)}
+    return figures.samples(arrays["mean"]), arrays
+
+
+def reconstructions(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """The first `num` datapoints of the split above the means of p(x | z) at their posterior means."""
+    from aevb import figures
+
+    encoded = artist.encode(num)
+    arrays = {"x": encoded["x"], "z": encoded["mean"], "mean": artist.decode(encoded["mean"])}
+    return figures.reconstructions(arrays["x"], arrays["mean"]), arrays
+
+
+def interpolations(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """`num` straight lines of 10 points between the posterior means of two datapoints."""
+    from aevb import figures
+
+    ends = artist.encode(2 * num)["mean"]
+    if len(ends) < 2:
+        raise InputError(f"the {artist.split_name} split has {len(ends)} example, and a line needs two")
+    pairs = ends[: len(ends) // 2 * 2].reshape(-1, 2, 1, ends.shape[-1])
+    t = np.linspace(0, 1, 10, dtype=np.float32)[:, None]
+    z = (1 - t) * pairs[:, 0] + t * pairs[:, 1]
+    arrays = {"z": z, "mean": artist.decode(z)}
+    return figures.interpolations(arrays["mean"]), arrays
+
+
+def traversals(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """Each latent dimension moved over `num` values from -3 to 3, the others at the prior's mean."""
+    from aevb import figures
+
+    latent_dim = artist.run.model.latent_dim
+    values = np.linspace(-3, 3, num, dtype=np.float32)
+    z = np.einsum("ij,t->itj", np.eye(latent_dim, dtype=np.float32), values)
+    kl = artist.encode(1000)["kl_per_dim"].mean(axis=0)
+    arrays = {"z": z, "mean": artist.decode(z), "kl_per_dim": kl}
+    return figures.traversals(arrays["mean"], values, kl), arrays
+
+
+def manifold(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """A `num` by `num` grid on the unit square, through the inverse CDF of the prior, decoded (the paper's Fig. 4)."""
+    from scipy.stats import norm
+
+    from aevb import figures
+
+    if artist.run.model.latent_dim != 2:
+        raise InputError(
+            f"a manifold is drawn for 2 latent dimensions, and this model has {artist.run.model.latent_dim}: "
+            "use --what=traversals, or train with --config.model.latent_dim=2"
+        )
+    values = norm.ppf((np.arange(num) + 0.5) / num).astype(np.float32)
+    z = np.stack(np.meshgrid(values, values), axis=-1)  # z[i, j] = (values[j], values[i])
+    arrays = {"z": z, "mean": artist.decode(z)}
+    return figures.manifold(arrays["mean"]), arrays
+
+
+def latents(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """The posterior means of the first `num` datapoints, coloured by label, in two dimensions (PCA if there are more)."""
+    from aevb import figures
+
+    arrays = {"mean": artist.encode(num)["mean"]}
+    labels = artist.split.labels
+    if labels is not None:
+        arrays["label"] = labels[:num]
+    return figures.latents(arrays["mean"], arrays.get("label")), arrays
+
+
+def kl_per_dim(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """The mean KL of each latent dimension over the first `num` datapoints, the active ones marked."""
+    from aevb import figures
+
+    encoded = artist.encode(num)
+    arrays = {"kl_per_dim": encoded["kl_per_dim"].mean(axis=0), "active": active_units(encoded["mean"])}
+    return figures.kl_per_dim(arrays["kl_per_dim"], arrays["active"]), arrays
+
+
+# What can be asked for, and how many of it there are unless it is said.
+WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
+    "samples": (samples, 64),
+    "reconstructions": (reconstructions, 10),
+    "interpolations": (interpolations, 8),
+    "traversals": (traversals, 9),
+    "manifold": (manifold, 20),
+    "latents": (latents, 10_000),
+}
+# What every run draws at its end.
+REPORTED = WHAT | {"kl_per_dim": (kl_per_dim, 10_000)}
+
+
+def draw_all(run: Run, params: Any, folder: epath.Path) -> None:
+    """Every picture of a run, into a folder; those of data from the test split, or from training where it is empty."""
+    from aevb import figures
+
+    artist = Artist(run, params, "test" if len(run.dataset.test.examples) else "train")
+    for name, (draw, num) in REPORTED.items():
+        if name != "manifold" or run.model.latent_dim == 2:
+            figures.save(draw(artist, num)[0], folder / f"{name}.png")
+
+
+def main(argv: list[str]) -> None:
+    from aevb import figures
+
+    if flags.FLAGS.what not in WHAT:
+        raise InputError(f"--what is {flags.FLAGS.what!r}: choose one of {', '.join(WHAT)}")
+    folder = epath.Path(flags.FLAGS.workdir)
+    run, params, which = evaluate.restore(folder)
+    draw, default = WHAT[flags.FLAGS.what]
+    figure, arrays = draw(Artist(run, params), flags.FLAGS.num or default)
+    out = epath.Path(flags.FLAGS.out) if flags.FLAGS.out else folder / "figures" / f"{flags.FLAGS.what}.png"
+    if out.suffix != ".png":
+        raise InputError(f"--out is {str(out)!r}: it must end in .png (the arrays go beside it as .npz)")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures.save(figure, out)
+    workdir.write_arrays(out.with_suffix(".npz"), arrays)
+    print(f"wrote {out} and {out.with_suffix('.npz').name}, from step {which['step']} of {folder}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    flags.DEFINE_string("what", None, "What to draw: samples, reconstructions, ...", required=True)
+    flags.DEFINE_integer("num", None, "How many; each kind of picture has its own default.", lower_bound=1)
+    flags.DEFINE_string("out", None, "The PNG to write, beside an .npz; in the run's figures unless given.")
+    cli.run(main)

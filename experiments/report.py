@@ -1,0 +1,215 @@
+"""One page for a run, which needs nothing but itself, also offline.
+
+    python -m experiments.report --workdir=DIR
+
+writes DIR/report.html. It reads only files, so it works while the training runs, and again after it.
+"""
+
+import base64
+import math
+import pathlib
+import shlex
+
+import jinja2
+from absl import flags
+from etils import epath
+
+from experiments.workdir import flatten, read_json, read_metrics, write_text
+
+# What to look for in each picture, in the order of the page.
+CAPTIONS = {
+    "learning_curves.png": "Learning curves: the bound and its two parts, nats per datapoint. "
+    "A validation bound that falls while the training bound rises is overfitting.",
+    "reconstructions.png": "Reconstructions: data above what the model decodes from its latents. "
+    "What is blurred or lost, the latents do not carry.",
+    "samples.png": "Samples: decoded from draws of the prior. Compare their sharpness and their variety with the data.",
+    "interpolations.png": "Interpolations: paths in latent space between two framed datapoints. "
+    "Every step should itself look like data.",
+    "traversals.png": "Traversals: each row moves one latent dimension and holds the others still. "
+    "A row without KL should not change.",
+    "manifold.png": "Manifold: the decoder over the two-dimensional prior, in equal steps of probability. "
+    "Neighbours should be alike.",
+    "latents.png": "Latents: posterior means of data, coloured by label if there is one. "
+    "Look for clusters, and for holes that the prior covers but the data does not.",
+    "kl_per_dim.png": "KL of each latent dimension: the nats it carries. "
+    "An inactive one says nothing about the datapoint.",
+}
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write(workdir: epath.PathLike) -> epath.Path:
+    """Writes report.html from what a run has left in its folder so far, all or nothing.
+
+    Args:
+        workdir: holds config.json, and maybe metrics.jsonl, summary.json, evaluation.json and figures/*.png.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: if the folder is not a run's, or a file in it is not JSON.
+    """
+    workdir = epath.Path(workdir)
+    config = read_json(workdir / "config.json")
+    metrics = read_metrics(workdir)
+    summary = _read_if_there(workdir / "summary.json")
+    evaluation = _read_if_there(workdir / "evaluation.json") or summary.get("evaluation") or {}
+    grey = config["data"]["binarization"] == "grey"
+    page = TEMPLATES.get_template("report.html.jinja").render(
+        title=f"{config['model'].get('name', 'VAE')} ({config['model']['network']}) · {config['dataset']}",
+        status=_status(summary, metrics),
+        density=evaluation.get("density", summary.get("density", not grey)),
+        headline=_headline(summary, evaluation, metrics),
+        conventions=_conventions(summary, evaluation),
+        pictures=_pictures(workdir / "figures"),
+        bounds=_bounds(summary, metrics),
+        settings=flatten(config),
+        machine=flatten({**summary.get("versions", {}), **summary.get("hardware", {})}),
+        workdir=shlex.quote(str(workdir)),
+    )
+    path = workdir / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _read_if_there(path: epath.Path) -> dict:
+    return read_json(path) if path.exists() else {}
+
+
+# --- Numbers ------------------------------------------------------------------------------------------------
+
+
+def _decimal(value: float, digits: int = 2) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−") if math.isfinite(value) else "not finite"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _bound_name(name: str) -> str:
+    return name.upper().replace("_", "-")
+
+
+def _status(summary: dict, metrics: list[dict]) -> str:
+    if not summary:
+        return f"training, step {metrics[-1]['step']:,} so far" if metrics else "training, no step logged so far"
+    parts = [
+        summary["status"].replace("_", " "),
+        f"{summary['step']:,} of {summary['num_steps']:,} steps",
+        f"{summary['examples_seen']:,} examples seen",
+        f"{summary['num_parameters']:,} parameters",
+        f"seed {summary['seed']}",
+    ]
+    return " · ".join(parts)
+
+
+def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict]:
+    """The numbers on top, with unit and convention; `probability` marks those that need a density."""
+    tiles = []
+
+    def add(name: str, value: str | None, unit: str, note: str, probability: bool = False) -> None:
+        if value is not None:
+            tile = {"name": name, "value": value, "unit": unit, "note": note, "probability": probability}
+            tiles.append(tile)
+
+    def shown(key: str, digits: int = 2) -> str | None:
+        return None if evaluation.get(key) is None else _decimal(evaluation[key], digits)
+
+    def nats(key: str) -> str:
+        error = evaluation.get(f"{key}_stderr")
+        return "nats" if error is None else f"± {_decimal(error)} nats"
+
+    validation = [row for row in metrics if row["split"] == "validation"]
+    if evaluation:
+        split, samples = evaluation["split"], f"{evaluation['num_samples']:,} importance samples"
+        add(f"{split} NLL", shown("nll"), nats("nll"), samples, True)
+        add(f"{split} ELBO", shown("elbo"), nats("elbo"), _bound_name(evaluation["bound"]), True)
+        add(f"{split} KL", shown("kl"), nats("kl"), "posterior from prior")
+        add("bits per dimension", shown("bits_per_dim", 3), "bits", samples, True)
+        of = f"of {evaluation['latent_dim']:,}"
+        add("active units", shown("active_units", 0), of, "latent dimensions in use")
+    elif validation:
+        best = max(validation, key=lambda row: row["elbo"])
+        add("validation ELBO", _decimal(best["elbo"]), "nats", f"best so far, step {best['step']:,}", True)
+        add("validation KL", _decimal(best["kl"]), "nats", f"step {best['step']:,}")
+    speeds = [row["examples_per_second"] for row in metrics if "examples_per_second" in row] or [None]
+    speed = summary.get("examples_per_second", speeds[-1])
+    device = summary.get("hardware", {}).get("device", "training")
+    add("speed", speed and _decimal(speed, 0), "examples/s", device)
+    if summary:
+        total = f"{_duration(summary['total_seconds'])} with start and evaluation"
+        add("training time", _duration(summary["train_seconds"]), "", total)
+    return tiles
+
+
+def _conventions(summary: dict, evaluation: dict) -> list[str]:
+    """Sentences: how the numbers were made."""
+    text = [
+        "Bounds are nats per datapoint. ELBO = log-likelihood − KL is a lower bound of log p(x): higher is "
+        "better. NLL = −log p(x): lower is better."
+    ]
+    if evaluation:
+        text += [
+            f"Evaluated on {evaluation['num_examples']:,} examples of the {evaluation['split']} split "
+            f"(binarization: {evaluation['binarization']}), checkpoint: {evaluation['checkpoint']}, "
+            f"step {evaluation['step']:,}; ± is one standard error over these examples.",
+            f"The NLL is estimated with {evaluation['num_samples']:,} importance samples a datapoint: on "
+            "average it is too high, and more samples lower it.",
+            evaluation["convention"],
+        ]
+    if summary:
+        text += [
+            f"Trained on the bound {_bound_name(summary['bound'])} with a {summary['likelihood']} likelihood "
+            f"(binarization: {summary['binarization']}).",
+            summary["splits"],
+        ]
+    return [sentence if sentence.endswith(".") else f"{sentence}." for sentence in text]
+
+
+def _bounds(summary: dict, metrics: list[dict]) -> list[dict]:
+    """Rows of the table: the summary's, or while it is missing what the log has."""
+    if "bounds" in summary:
+        found = [(split, which, row) for split, pair in summary["bounds"].items() for which, row in pair.items()]
+    else:
+        logged = {split: [row for row in metrics if row["split"] == split] for split in ("train", "validation")}
+        found = [(split, "latest", rows[-1]) for split, rows in logged.items() if rows]
+    numbers = ("elbo", "log_likelihood", "kl")
+    return [
+        {"split": split, "which": which, "step": f"{row['step']:,}"} | {key: _decimal(row[key]) for key in numbers}
+        for split, which, row in found
+    ]
+
+
+def _pictures(folder: epath.Path) -> list[dict]:
+    order = {name: place for place, name in enumerate(CAPTIONS)}
+    paths = folder.glob("*.png") if folder.exists() else []
+    paths = sorted(paths, key=lambda path: (order.get(path.name, len(order)), path.name))
+    return [
+        {"data": base64.b64encode(path.read_bytes()).decode(), "caption": CAPTIONS.get(path.name, path.name)}
+        for path in paths
+        if not path.name.startswith(".")  # a figure that is being written
+    ]
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    write(flags.FLAGS.workdir)
+
+
+if __name__ == "__main__":
+    from experiments import cli
+
+    # Here and not above: other commands have a --workdir of their own and import this module.
+    flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+    cli.run(main)

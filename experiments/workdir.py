@@ -1,0 +1,135 @@
+"""The files of a run: written whole or not at all, read back by evaluate, generate and report."""
+
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+import aevb
+from aevb.errors import InputError
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scikit-learn")
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
+    """Write a file under another name and rename it, so that a reader sees the old content or the new."""
+    temporary = path.parent / f".{path.name}.tmp"
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Write strict JSON: a number that is not finite is a bug and raises."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: epath.Path) -> Any:
+    """Read JSON.
+
+    Raises:
+      InputError: the file is not there or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there: give the --workdir of a run of experiments.train") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): restore it or start another --workdir") from None
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The full config of the run in a workdir."""
+    values = read_json(workdir / "config.json")
+    return ConfigDict(values, convert_dict=True)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"seed": 0}}` as `{"train.seed": 0}`; tuples as the lists that JSON makes of them."""
+    flat = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def write_metrics(workdir: epath.Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Replace metrics.jsonl by these rows."""
+    write_text(workdir / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def append_metrics(workdir: epath.Path, row: dict[str, Any]) -> None:
+    """Add one row to metrics.jsonl."""
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "aevb": aevb.__version__,
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The machine that a result was made on."""
+    import jax
+
+    device = jax.local_devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "device_count": jax.device_count(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

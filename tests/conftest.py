@@ -1,0 +1,20 @@
+"""Four CPU devices and no rank promotion for every test; the folder of real data where there is one."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> str:
+    """The folder with mnist/, frey_face/, ...; a test that needs it skips elsewhere."""
+    folder = os.environ.get("AEVB_DATA_DIR", "")
+    if not folder:
+        pytest.skip("AEVB_DATA_DIR names no folder with the real data sets")
+    return folder

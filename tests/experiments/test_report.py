@@ -1,0 +1,216 @@
+import base64
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from aevb.errors import InputError
+from experiments import report
+
+CONFIG = {
+    "dataset": "mnist",
+    "data": {"binarization": "dynamic"},
+    "model": {"network": "mlp", "latent_dim": 20},
+    "note": "<script>&",
+}
+EVALUATION = {
+    "split": "test", "binarization": "stochastic", "num_examples": 10000, "num_samples": 5000, "bound":
+    "sgvb_b", "elbo": -1101.341, "elbo_stderr": 0.214, "log_likelihood": -1076.1, "kl": 25.241, "nll":
+    1097.322, "nll_stderr": 0.209, "bits_per_dim": 0.1791, "convention": "Each pixel is drawn once",
+    "active_units": 12, "effective_sample_size": 120.3, "latent_dim": 20, "kl_per_dim": [1.0] * 20,
+    "density": True, "step": 75000, "checkpoint": "best", "seed": 0, "evaluate_seconds": 20.0,
+}  # fmt: skip
+BOUND = {"elbo": -1102.5, "log_likelihood": -1077.25, "kl": 25.25, "step": 99500}
+SUMMARY = {
+    "status": "early_stopped", "dataset": "mnist", "splits": "The last 10,000 are the validation split",
+    "binarization": "stochastic", "likelihood": "bernoulli", "density": True, "step": 99500,
+    "num_steps": 100000, "examples_seen": 9950000, "num_examples": {"train": 50000, "validation": 10000,
+    "test": 10000}, "num_parameters": 684240, "seed": 0, "bound": "sgvb_a", "evaluation": EVALUATION,
+    "bounds": {split: {"final": BOUND, "best": BOUND} for split in ("train", "validation", "test")},
+    "versions": {"python": "3.11.9", "jax": "0.10.2"}, "hardware": {"device": "NVIDIA H200", "cores":
+    16}, "train_seconds": 4012.3, "total_seconds": 4300.0, "first_step_seconds": 8.2,
+    "examples_per_second": 51234.6,
+}  # fmt: skip
+METRICS = [
+    {
+        "step": step,
+        "split": split,
+        "elbo": elbo,
+        "log_likelihood": elbo + 20,
+        "kl": 20.0,
+        "examples_seen": 100 * step,
+    }
+    | ({"examples_per_second": 4321.4} if split == "train" else {})
+    for step, split, elbo in (
+        (100, "train", -150.0),
+        (100, "validation", -140.5),
+        (200, "validation", -141.5),
+    )
+]
+MARK = "not a density: grey values under a Bernoulli"
+
+
+class Page(html.parser.HTMLParser):
+    """The text of the page and of each tile, the addresses it names, and the elements left open."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.text, self.tiles, self.addresses, self.open = "", [], [], []
+        self.feed(source)
+        self.text = " ".join(self.text.split())
+        self.tiles = [" ".join(tile.split()) for tile in self.tiles]
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if self.open[-2:] == ["dl", "div"]:
+            self.tiles.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in ("th", "td"):
+            self.text += " "
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+        if "dl" in self.open and self.tiles:
+            self.tiles[-1] += data
+
+
+def page_of(folder, config=CONFIG, metrics=METRICS, **files):
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    path = report.write(folder)
+    assert path == folder / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not page.open
+    return page
+
+
+def test_each_number_stands_with_its_convention(tmp_path):
+    page = page_of(tmp_path, summary=SUMMARY, evaluation=EVALUATION)
+    assert page.text.startswith("VAE (mlp) · mnist VAE (mlp) · mnist early stopped · 99,500 of 100,000 steps")
+    assert page.tiles == [
+        "test NLL 1,097.32 ± 0.21 nats 5,000 importance samples",
+        "test ELBO −1,101.34 ± 0.21 nats SGVB-B",
+        "test KL 25.24 nats posterior from prior",
+        "bits per dimension 0.179 bits 5,000 importance samples",
+        "active units 12 of 20 latent dimensions in use",
+        "speed 51,235 examples/s NVIDIA H200",
+        "training time 1 h 6 min 1 h 11 min with start and evaluation",
+    ]
+    for convention in (
+        "10,000 examples of the test split (binarization: stochastic), checkpoint: best, step 75,000",
+        "± is one standard error",
+        "5,000 importance samples a datapoint",
+        "Each pixel is drawn once.",
+        "Trained on the bound SGVB-A with a bernoulli likelihood",
+        "The last 10,000 are the validation split.",
+        "test final −1,102.50 −1,077.25 25.25 99,500",
+        "model.latent_dim = 20",
+        "jax = 0.10.2",
+        f"python -m experiments.evaluate --workdir={tmp_path}",
+        f"python -m experiments.generate --workdir={tmp_path}",
+    ):
+        assert convention in page.text, convention
+    assert MARK not in page.text
+
+
+def test_evaluation_is_preferred_to_the_summary_and_optional(tmp_path):
+    assert "97.00" in page_of(tmp_path, summary=SUMMARY | {"evaluation": EVALUATION | {"nll": 97.0}}).tiles[0]
+    later = EVALUATION | {"nll": 96.0, "nll_stderr": None, "bits_per_dim": None, "active_units": None}
+    tiles = page_of(tmp_path, summary=SUMMARY, evaluation=later).tiles
+    assert tiles[0] == "test NLL 96.00 nats 5,000 importance samples"
+    assert not any("bits" in tile or "active" in tile for tile in tiles)
+
+
+def test_what_is_not_a_density_says_so_beside_each_number(tmp_path):
+    page = page_of(tmp_path, summary=SUMMARY, evaluation=EVALUATION | {"density": False})
+    marked = [tile.split(" ")[:2] for tile in page.tiles if MARK in tile]
+    assert marked == [["test", "NLL"], ["test", "ELBO"], ["bits", "per"]]
+    assert page.text.count(MARK) == 4  # and above the table of bounds
+
+
+def test_a_run_on_grey_values_is_marked_while_it_trains(tmp_path):
+    page = page_of(tmp_path, config=CONFIG | {"data": {"binarization": "grey"}})
+    assert [MARK in tile for tile in page.tiles] == [True, False, False]
+
+
+def test_a_run_that_still_trains_shows_its_log(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert "no step logged so far" in Page(report.write(tmp_path).read_text(encoding="utf-8")).text
+    page = page_of(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 300, "spl')
+    assert Page(report.write(tmp_path).read_text(encoding="utf-8")).text == page.text
+    assert "training, step 200 so far" in page.text
+    assert page.tiles == [
+        "validation ELBO −140.50 nats best so far, step 100",
+        "validation KL 20.00 nats step 100",
+        "speed 4,321 examples/s training",
+    ]
+
+
+def test_figures_are_inlined_in_reading_order_and_nothing_is_fetched(tmp_path):
+    names = ["zebra.png", "samples.png", "learning_curves.png", "kl_per_dim.png", ".samples.9.png"]
+    (tmp_path / "figures").mkdir()
+    for name in names:
+        (tmp_path / "figures" / name).write_bytes(b"\x89PNG" + name.encode())
+    page = page_of(tmp_path, summary=SUMMARY)
+    prefix = "data:image/png;base64,"
+    found = [base64.b64decode(address.removeprefix(prefix))[4:].decode() for address in page.addresses]
+    assert found == ["learning_curves.png", "samples.png", "kl_per_dim.png", "zebra.png"]
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert report.CAPTIONS["samples.png"] in page.text and 'alt="zebra.png"' in source
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|<script|<link", source.replace(prefix, ""))
+
+
+def test_config_values_are_text_and_not_markup(tmp_path):
+    page = page_of(tmp_path, config=CONFIG | {"dataset": "<b>x</b>"}, summary=SUMMARY)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "note = <script>&" in page.text and page.text.startswith("VAE (mlp) · <b>x</b> VAE")
+    assert "<script>" not in source and "<b>" not in source
+
+
+def test_wrong_folders_are_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json is not there: give the --workdir"):
+        report.write(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"config\.json is not there: give the --workdir"):
+        report.write(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": ')
+    with pytest.raises(InputError, match=r"config\.json cannot be read as JSON"):
+        report.write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_failed_write_keeps_the_old_page(tmp_path, monkeypatch):
+    page_of(tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
+
+    def half(path, *_, **__):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_text", half)
+    with pytest.raises(OSError, match="disk full"):
+        report.write(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "metrics.jsonl", "report.html"]
+
+
+def test_the_command_answers_a_wrong_folder_with_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "experiments.report", f"--workdir={tmp_path}"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0 and "Traceback" not in refused.stderr
+    assert "config.json is not there: give the --workdir" in refused.stderr
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
+    assert (tmp_path / "report.html").is_file()

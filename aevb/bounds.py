@@ -55,7 +55,7 @@ def log_likelihood(likelihood: dist.Distribution, x: jax.Array) -> jax.Array:
     if likelihood.batch_shape != () or likelihood.event_shape != jnp.shape(x):
         raise ValueError(
             f"the likelihood has event shape {likelihood.event_shape} and batch shape {likelihood.batch_shape}, "
-            f"but the datapoint has shape {jnp.shape(x)}: give the decoder the datapoint's shape, one datapoint at a time"
+            f"but the datapoint has shape {jnp.shape(x)}: give the decoder one datapoint at a time, and its shape"
         )
     return likelihood.log_prob(x)
 

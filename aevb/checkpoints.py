@@ -15,6 +15,7 @@ from etils import epath
 from aevb.errors import InputError
 
 MANIFEST = "sha256.json"
+ITEM = "default"  # where Orbax puts the arrays of a step; beside it are its own notes, which it still writes later
 
 
 class Checkpoints:
@@ -50,7 +51,7 @@ class Checkpoints:
         self.wait()
         if step not in self._manager.all_steps():
             self._saving = step
-            with _disk_errors(self.folder):
+            with _DiskErrors(self.folder):
                 self._manager.save(step, args=self._ocp.args.StandardSave(state))
 
     def wait(self) -> None:
@@ -59,7 +60,7 @@ class Checkpoints:
         Raises:
           InputError: it could not be written.
         """
-        with _disk_errors(self.folder):
+        with _DiskErrors(self.folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class Checkpoints:
     def _write_manifest(self) -> None:
         """Hash the files of the step under way; Orbax calls this before it renames the folder to its final name."""
         (folder,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-        hashes = {name: _sha256(path) for name, path in _files(folder)}
+        hashes = {name: _sha256(path) for name, path in _files(folder / ITEM)}
         (folder / MANIFEST).write_text(json.dumps(hashes, indent=1, sort_keys=True))
 
     def _damage(self, step: int) -> str | None:
@@ -107,7 +108,7 @@ class Checkpoints:
         except (OSError, ValueError):
             return f"{MANIFEST} cannot be read"
         for name, expected in manifest.items():
-            path = folder / name
+            path = folder / ITEM / name
             if not path.exists():
                 return f"{name} is missing"
             if _sha256(path) != expected:
@@ -115,7 +116,7 @@ class Checkpoints:
         return None
 
 
-class _disk_errors:  # noqa: N801, a context manager reads as a verb here
+class _DiskErrors:
     """Turn a failed write, which Orbax reports as one of several exceptions, into one sentence."""
 
     def __init__(self, folder: epath.Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line's manners: one plain sentence on stderr for what the caller can mend, an exit code that tells why."""
+"""The command line's manners: one plain sentence on stderr for what the caller can mend, and a telling exit code."""
 
 import signal
 import sys
@@ -48,7 +48,7 @@ def fail(sentence: str, code: int) -> None:
 
 
 class Preemption:
-    """Notices SIGTERM. While a run trains it only remembers, so that the loop can save first; else it leaves at once."""
+    """Notices SIGTERM. While a run trains it only remembers, so that the loop can save first; else it leaves."""
 
     def __init__(self) -> None:
         self.training = False

@@ -18,7 +18,6 @@ from aevb.inference.diagnostics import active_units
 from experiments import cli, evaluate, workdir
 from experiments.build import Run
 
-
 Arrays = dict[str, np.ndarray]
 
 
@@ -114,7 +113,7 @@ def manifold(artist: Artist, num: int) -> tuple[Any, Arrays]:
 
 
 def latents(artist: Artist, num: int) -> tuple[Any, Arrays]:
-    """The posterior means of the first `num` datapoints, coloured by label, in two dimensions (PCA if there are more)."""
+    """The posterior means of the first `num` datapoints by label, in two dimensions (PCA if there are more)."""
     from aevb import figures
 
     arrays = {"mean": artist.encode(num)["mean"]}

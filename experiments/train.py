@@ -26,7 +26,6 @@ from aevb.errors import InputError  # noqa: E402
 from experiments import build, cli, workdir  # noqa: E402
 from experiments.build import Run  # noqa: E402
 
-
 # Keys that may change between two starts of one run: where the data lies, what is looked at, how long it goes on.
 WATCHING = {
     "data.dir",
@@ -118,8 +117,8 @@ def _check_room(folder: epath.Path, run: Run) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
-            f"{existing} has {free / 2**20:.0f} MiB free and the run needs {needed / 2**20:.0f} MiB for checkpoints and "
-            "figures: make room or choose another --workdir"
+            f"{existing} has {free / 2**20:.0f} MiB free and the run needs {needed / 2**20:.0f} MiB for checkpoints "
+            "and figures: make room or choose another --workdir"
         )
 
 

@@ -6,7 +6,7 @@ ACTIVE_VARIANCE = 0.01
 
 
 def active_units(posterior_means: np.ndarray) -> np.ndarray:
-    """Which latent dimensions are active: `Var_x(E_q[z_j]) > 0.01` (Burda et al., 1509.00519, sec. 5.2), bool `[latent]`.
+    """Which latent dimensions are active: `Var_x(E_q[z_j]) > 0.01`, bool `[latent]` (Burda et al., 1509.00519).
 
     Args:
       posterior_means: E_q[z] of each datapoint of a split, `[N, latent]`.

@@ -5,6 +5,8 @@ holds the parameters of each element of x. `support` names the values it has a d
 "unit" [0, 1], "real".
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -73,9 +75,9 @@ class ContinuousBernoulliLogits(dist.Distribution):
     smooth; near 0, where the ratio is 0/0, its Taylor series `log 2 + t^2/3 - 7 t^4/90` is used.
     """
 
-    arg_constraints = {"logits": constraints.real}
+    arg_constraints: ClassVar = {"logits": constraints.real}
     support = constraints.unit_interval
-    reparametrized_params = ["logits"]
+    reparametrized_params: ClassVar = ["logits"]
     pytree_data_fields = ("logits",)
 
     def __init__(self, logits: ArrayLike, *, validate_args: bool | None = None) -> None:

@@ -78,13 +78,19 @@ def draw(
       decode: from one z to p(x | z).
       num_samples: K, at least 1.
     """
-    z, intermediates = posterior.sample_with_intermediates(key, (num_samples,))
-    return Samples(
-        z=z,
-        log_likelihood=jax.vmap(lambda z: log_likelihood(decode(z), x))(z),
-        log_prior=prior.log_prob(z),
-        log_posterior=posterior.log_prob(z, intermediates) if intermediates else posterior.log_prob(z),
-    )
+
+    def one(key: jax.Array) -> Samples:
+        z, intermediates = posterior.sample_with_intermediates(key)
+        return Samples(
+            z=z,
+            log_likelihood=log_likelihood(decode(z), x),
+            log_prior=prior.log_prob(z),
+            log_posterior=posterior.log_prob(z, intermediates) if intermediates else posterior.log_prob(z),
+        )
+
+    if num_samples == 1:  # not a vmap over one: XLA would copy the transposed gradient of each decoder layer
+        return jax.tree.map(lambda leaf: leaf[None], one(key))
+    return jax.vmap(one)(jax.random.split(key, num_samples))
 
 
 def sgvb_a(samples: Samples, posterior: dist.Distribution, prior: dist.Distribution) -> Bound:

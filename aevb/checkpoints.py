@@ -22,7 +22,8 @@ class Checkpoints:
     """The checkpoints of one run in one folder, by step.
 
     Args:
-      folder: created if it is not there; unfinished saves in it are swept away.
+      folder: created if it is not there; unfinished saves in it are ignored, and swept away by the first save. Opening
+        sweeps nothing, so that a second process may read the checkpoints of a run while it saves.
       keep: how many of the latest steps to keep.
     """
 
@@ -32,12 +33,12 @@ class Checkpoints:
         self.folder = epath.Path(folder).absolute()
         self._ocp = ocp
         self._saving: int | None = None
+        self._swept = False
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=True,
-                cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
@@ -52,6 +53,7 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             self._saving = step
             with _DiskErrors(self.folder):
+                self._sweep()
                 self._manager.save(step, args=self._ocp.args.StandardSave(state))
 
     def wait(self) -> None:
@@ -69,7 +71,7 @@ class Checkpoints:
         self._manager.close()
 
     def restore(self, target: Any, *, repair: bool = False) -> tuple[Any, int, list[str]] | None:
-        """The newest step whose files are all as they were saved.
+        """The newest step whose files are all as they were saved, after any save still under way.
 
         Args:
           target: a tree of arrays of the shapes and dtypes to restore.
@@ -79,8 +81,9 @@ class Checkpoints:
           The tree, its step, and a sentence for each newer step that was passed over; None if nothing was ever saved.
 
         Raises:
-          InputError: there are checkpoints, and none of them is whole.
+          InputError: there are checkpoints, and none of them is whole; or the save under way could not be written.
         """
+        self.wait()  # Orbax lists a step from the moment its save starts
         passed_over = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             damage = self._damage(step)
@@ -93,6 +96,13 @@ class Checkpoints:
         if passed_over:
             raise InputError(f"{'; '.join(passed_over)}: no whole checkpoint is left, start again in another folder")
         return None
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left of its unfinished saves, once."""
+        if not self._swept:
+            for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                path.rmtree()
+            self._swept = True
 
     def _write_manifest(self) -> None:
         """Hash the files of the step under way; Orbax calls this before it renames the folder to its final name."""

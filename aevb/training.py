@@ -51,7 +51,7 @@ def make_train_steps(
         batch = Batch(jax.vmap(preprocess)(fed.stored, fed.example_id, keys), fed.label, index)
         state, metrics = learner.update(state, batch, learner_key, axis_name)
         if state.ema_params is not None:
-            # Early on the average is over the steps there were: (1 + t) / (10 + t) rises from 0.1 to ema_decay.
+            # Early on the average is over the steps there were: (1 + t) / (10 + t) rises to ema_decay.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, state.params)
             state = state.replace(ema_params=ema)
@@ -92,7 +92,8 @@ def train(
 
     Raises:
       InputError: the batch does not divide over the devices.
-      NonFiniteError: a loss or gradient was not finite; names the step. The state yielded before is the last good one.
+      NonFiniteError: a loss or gradient was not finite; names the step. A checkpoint of the state yielded
+        before is the last good one.
     """
     devices = devices or jax.local_devices()
     if feed.batch_size % len(devices):
@@ -106,8 +107,7 @@ def train(
     state = replicate(state, devices)
     while step < num_steps:
         num = min(steps_per_call - step % steps_per_call, num_steps - step)
-        fed = jax.tree.map(functools.partial(_split_over, len(devices)), feed.steps(step, num))
-        state, metrics = train_steps(state, resident, fed)
+        state, metrics = train_steps(state, resident, split_over(len(devices), feed.steps(step, num)))
         # Waiting here also keeps the devices from running apart: unsynchronised CPU devices deadlock.
         metrics = {name: np.asarray(values[0]) for name, values in metrics.items()}
         _check_finite(metrics, step)
@@ -115,10 +115,14 @@ def train(
         yield state, metrics
 
 
-def _split_over(num_devices: int, leaf: jax.Array) -> jax.Array:
-    """`[steps, batch, ...]` to `[devices, steps, batch / devices, ...]`: device d has places d M to (d + 1) M."""
-    steps, batch, *rest = leaf.shape
-    return leaf.reshape(steps, num_devices, batch // num_devices, *rest).swapaxes(0, 1)
+def split_over(num_devices: int, fed: Any) -> Any:
+    """Leaves `[steps, batch, ...]` to `[devices, steps, M, ...]`: device d has places d M to (d + 1) M of a batch."""
+
+    def split(leaf: jax.Array) -> jax.Array:
+        steps, batch, *rest = leaf.shape
+        return leaf.reshape(steps, num_devices, batch // num_devices, *rest).swapaxes(0, 1)
+
+    return jax.tree.map(split, fed)
 
 
 def _check_finite(metrics: dict[str, np.ndarray], first_step: int) -> None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aevb.data import RandomAccess
 from aevb.errors import InputError
 
 BINARIZATIONS = ("none", "static", "dynamic", "threshold", "grey")
@@ -65,11 +66,11 @@ def make_preprocess(binarization: str, static_key: jax.Array | None = None) -> P
     return preprocess
 
 
-def check_values(examples: np.ndarray, binarization: str, support: str, what: str) -> None:
+def check_values(examples: np.ndarray | RandomAccess, binarization: str, support: str, what: str) -> None:
     """Refuse examples that the likelihood has no density for.
 
     Args:
-      examples: stored examples, `[N, *event]`.
+      examples: stored examples, `[N, *event]`; of a set that stays on disk, 100 spread over it are looked at.
       binarization: a name of `BINARIZATIONS`.
       support: the likelihood's, "binary", "unit" or "real".
       what: how to call the examples in the message.
@@ -78,11 +79,13 @@ def check_values(examples: np.ndarray, binarization: str, support: str, what: st
       InputError: values outside [0, 1] that a binarization or the likelihood needs inside, or grey values for a
         Bernoulli without a binarization.
     """
-    if examples.size == 0:
+    if len(examples) == 0:
         return
+    if not isinstance(examples, np.ndarray):
+        examples = np.stack([examples[int(i)] for i in np.linspace(0, len(examples) - 1, 100)])
     is_bytes = examples.dtype == np.uint8
     low, high = (0.0, 1.0) if is_bytes else (float(examples.min()), float(examples.max()))
-    if (binarization != "none" or support != "real") and (low < 0 or high > 1):
+    if (binarization != "none" or support != "real") and not (low >= 0 and high <= 1):  # so NaN is refused
         raise InputError(
             f"{what} has values from {low:.4g} to {high:.4g}, but binarization {binarization!r} with a likelihood on "
             f"{support!r} values needs them in [0, 1]: rescale the data, store them as uint8 0..255, or use "

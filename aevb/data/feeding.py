@@ -109,14 +109,15 @@ class _Source:
         return Fed(np.asarray(self._split.examples[i]), label, np.int32(i))
 
 
-def make_feed(split: Split, batch_size: int, key: jax.Array, num_workers: int = 2) -> InMemory | Streaming:
+def make_feed(split: Split, batch_size: int, key: jax.Array, num_workers: int = 0) -> InMemory | Streaming:
     """The road that the split takes: in memory if its examples are an array, else streamed.
 
     Args:
       split: the training examples.
       batch_size: of the global batch, over all devices.
       key: what the order of the examples derives from; nothing else may use it.
-      num_workers: Grain's worker processes; 0 reads in this one.
+      num_workers: Grain's worker processes; 0 reads in this one. They read Grain's own flags, so where no command has
+        parsed them (a notebook), `absl.flags.FLAGS.mark_as_parsed()` must come first.
     """
     if isinstance(split.examples, np.ndarray):
         return InMemory(split, batch_size, key)

@@ -69,8 +69,10 @@ def device_mean(tree: Any, axis_name: str | None) -> Any:
 def global_norm(tree: Any) -> jax.Array:
     """The Euclidean norm of all leaves together: `optax.global_norm`, but quicker on a CPU.
 
-    The barrier keeps the sum over rows apart from the sum to a scalar: XLA runs the first over all cores and fuses it
-    with the square, and does neither for a reduction to a scalar.
+    XLA runs a sum over rows over all cores and fuses it with the square, and does neither for a reduction to a scalar;
+    so one barrier keeps the two sums apart. The other keeps the squares apart from those that Adam makes: shared, they
+    would be written out and read twice.
     """
-    rows = [jax.lax.optimization_barrier(jnp.sum(jnp.square(leaf), axis=-1)) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(jnp.sum(row) for row in rows))
+    leaves = [jnp.atleast_1d(leaf) for leaf in jax.tree.leaves(jax.lax.optimization_barrier(tree))]
+    rows = jax.lax.optimization_barrier([jnp.square(leaf).sum(axis=-1) for leaf in leaves])
+    return jnp.sqrt(sum(row.sum() for row in rows))

@@ -25,7 +25,8 @@ class Bernoulli(nn.Module):
         return (*event_shape, 1)
 
     def __call__(self, outputs: jax.Array) -> dist.Distribution:
-        return dist.BernoulliLogits(outputs[..., 0]).to_event(outputs.ndim - 1)
+        # Validation gives values between 0 and 1 a mass of 0, and the grey binarization means to have them.
+        return dist.BernoulliLogits(outputs[..., 0], validate_args=False).to_event(outputs.ndim - 1)
 
 
 class ContinuousBernoulli(nn.Module):
@@ -107,8 +108,8 @@ class ContinuousBernoulliLogits(dist.Distribution):
 
     @property
     def mean(self) -> jax.Array:
-        """`1 / (1 - e^-l) - 1 / l`, and `1/2 + l/12` near 0."""
+        """`1 / (1 - e^-l) - 1 / l = 1/2 + 1 / (2 tanh(l/2)) - 1 / l`, and `1/2 + l/12` near 0."""
         near_zero = jnp.abs(self.logits) < 0.1
         safe = jnp.where(near_zero, 1.0, self.logits)
-        away = -1 / jnp.expm1(-safe) - 1 / safe
+        away = 0.5 + 0.5 / jnp.tanh(safe / 2) - 1 / safe
         return jnp.where(near_zero, 0.5 + self.logits / 12 - self.logits**3 / 720, away)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from aevb.data import binarization
 from aevb.data.feeding import make_feed
 from aevb.errors import InputError
 from aevb.learners import aevb as aevb_learner
-from aevb.training import Feed
+from aevb.training import Feed, map_examples
+from experiments.settings import flatten
 
 NETWORKS: Mapping[str, Callable] = {"mlp": networks.MLP}
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "gelu": nn.gelu, "elu": nn.elu, "softplus": nn.softplus}
@@ -51,6 +52,17 @@ SCHEDULES: Mapping[str, Callable[[ConfigDict], optax.Schedule]] = {
 }
 SPLITS = ("train", "validation", "test")
 
+_CHOICES: Mapping[str, Iterable[str]] = {
+    "data.binarization": binarization.BINARIZATIONS,
+    "model.network": NETWORKS,
+    "model.activation": ACTIVATIONS,
+    "model.posterior": POSTERIORS,
+    "model.likelihood": LIKELIHOODS,
+    "model.scale": ("learned", "fixed"),
+    "bound.name": BOUNDS,
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+}
 _POSITIVE = (
     "model.latent_dim",
     "bound.num_samples",
@@ -92,6 +104,7 @@ class Run:
       learner: init and update.
       bound: the bound that is trained and evaluated.
       preprocess: from a stored example to a datapoint, for each split.
+      learning_rate: a function of the step.
       num_steps: where training ends.
       init_key, shuffle_key, eval_key: what parameters, order and evaluation derive from.
     """
@@ -102,6 +115,7 @@ class Run:
     learner: learners.Learner
     bound: Callable[..., bounds.Bound]
     preprocess: dict[str, binarization.Preprocess]
+    learning_rate: optax.Schedule
     num_steps: int
     init_key: jax.Array
     shuffle_key: jax.Array
@@ -110,27 +124,62 @@ class Run:
     @property
     def feed(self) -> Feed:
         """The training split on its way to the devices."""
-        train = self.config.train
-        return make_feed(self.dataset.train, train.batch_size, self.shuffle_key, self.config.data.workers)
+        return make_feed(self.dataset.train, self.batch_size, self.shuffle_key, self.config.data.workers)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a step, over all devices."""
+        return self.config.train.batch_size
+
+    @property
+    def ema_decay(self) -> float:
+        """Of the average of the weights; 0 where none is kept."""
+        return self.config.train.ema_decay
+
+    @property
+    def patience(self) -> int:
+        """Validation bounds without a better one before stopping early; 0 never stops."""
+        return self.config.train.patience
+
+    @property
+    def num_importance_samples(self) -> int:
+        """Of the test evaluation at the end."""
+        return self.config.eval.num_samples
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every number of the run is to be read with."""
+        return {
+            "dataset": self.dataset.name,
+            "splits": self.dataset.splits,
+            "binarization": self.config.data.binarization,
+            "likelihood": self.config.model.likelihood,
+            # Grey values under a Bernoulli have no density, so the bound is one on nothing.
+            "density": self.config.data.binarization != "grey",
+            "bound": self.config.bound.name,
+            "seed": self.config.seed,
+        }
 
     def init_state(self) -> learners.TrainState:
         """The state before the first step."""
-        state = self.learner.init(self.init_key)
-        return state.replace(ema_params=state.params) if self.config.train.ema_decay else state
+        state = jax.jit(self.learner.init)(self.init_key)  # compiled as one: operation by operation takes seconds
+        return state.replace(ema_params=state.params) if self.ema_decay else state
 
     def split(self, name: str) -> data.Split:
         """One of the three splits, with at least one example in it."""
-        if name not in SPLITS:
-            raise InputError(f"--split is {name!r}: choose one of {', '.join(SPLITS)}")
         split = getattr(self.dataset, name)
         if not len(split.examples):
             raise InputError(f"the {name} split of {self.dataset.name} is empty: choose another --split")
         return split
 
+    def map_split(self, fn: Callable[[Any, jax.Array, jax.Array], Any], name: str, batches: int = 1) -> Callable:
+        """`map_examples` over a split of this run, `batches` times the config's batch at once."""
+        return map_examples(fn, self.preprocess[name], batches * self.eval_batch_size)
+
     @property
-    def density(self) -> bool:
-        """Whether the bound is one on a density of the data: grey values under a Bernoulli have none."""
-        return self.config.data.binarization != "grey"
+    def eval_batch_size(self) -> int:
+        """Datapoints evaluated at once, over all devices."""
+        return self.config.eval.batch_size
 
 
 def build(config: ConfigDict) -> Run:
@@ -141,7 +190,8 @@ def build(config: ConfigDict) -> Run:
     """
     check(config)
     dataset = load_data(config)
-    num_steps = math.ceil(config.train.num_epochs * len(dataset.train.examples) / config.train.batch_size)
+    num_examples = len(dataset.train.examples)
+    num_steps = math.ceil(config.train.num_epochs * num_examples / config.train.batch_size)
     config = fill_in(config, num_steps)
     model = make_model(config.model, dataset.event_shape)
     for name in SPLITS:
@@ -151,18 +201,21 @@ def build(config: ConfigDict) -> Run:
             model.likelihood.support,
             f"the {name} split of {dataset.name}",
         )
+    if config.train.patience and not len(dataset.validation.examples):
+        raise InputError("config.train.patience needs a validation split: set config.data.validation_size above 0")
     static_keys = jax.random.split(jax.random.key(config.data.seed), len(SPLITS))
     init_key, shuffle_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     return Run(
         config=config,
         dataset=dataset,
         model=model,
-        learner=make_learner(config, model, len(dataset.train.examples)),
+        learner=make_learner(config, model, num_examples),
         bound=BOUNDS[config.bound.name],
         preprocess={
             name: binarization.make_preprocess(config.data.binarization, key)
             for name, key in zip(SPLITS, static_keys, strict=True)
         },
+        learning_rate=learning_rate(config.optimizer),
         num_steps=num_steps,
         init_key=init_key,
         shuffle_key=shuffle_key,
@@ -171,37 +224,49 @@ def build(config: ConfigDict) -> Run:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse values that no run could use, before any work."""
-    flat = {
-        key: functools.reduce(lambda node, part: node[part], key.split("."), config)
-        for key in _POSITIVE + _NOT_NEGATIVE
-    }
+    """Refuse values that no run could use, before any work.
+
+    Raises:
+      InputError: for the first of them.
+    """
+    flat = flatten(config.to_dict())
+    for key, choices in _CHOICES.items():
+        if flat[key] not in choices:
+            raise InputError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(choices)}")
     for key in _POSITIVE:
         if not flat[key] > 0:
             raise InputError(f"config.{key} is {flat[key]}: it must be above 0")
     for key in _NOT_NEGATIVE:
         if not flat[key] >= 0:
             raise InputError(f"config.{key} is {flat[key]}: it must not be negative")
-    train = config.train
-    for key in ("eval_every_steps", "checkpoint_every_steps"):
-        if train[key] % train.log_every_steps:
+    for key in ("seed", "data.seed"):
+        if not 0 <= flat[key] < 2**32:
+            raise InputError(f"config.{key} is {flat[key]}: it must be a whole number from 0 to 2**32 - 1")
+    for key, least in (("model.hidden", 1), ("optimizer.boundaries", 0)):
+        if not all(isinstance(item, int) and item >= least for item in flat[key]):
+            raise InputError(f"config.{key} is {flat[key]}: it must be a list of whole numbers, each at least {least}")
+    if not 0 <= flat["train.ema_decay"] < 1:
+        raise InputError(f"config.train.ema_decay is {flat['train.ema_decay']}: it must be in [0, 1)")
+    _check_pairs(flat)
+
+
+def _check_pairs(flat: dict[str, Any]) -> None:
+    """Refuse values that do not go together."""
+    for key in ("train.eval_every_steps", "train.checkpoint_every_steps"):
+        if flat[key] % flat["train.log_every_steps"]:
             raise InputError(
-                f"config.train.{key} is {train[key]}, not a multiple of config.train.log_every_steps, "
-                f"which is {train.log_every_steps}: change one of them"
+                f"config.{key} is {flat[key]}, not a multiple of config.train.log_every_steps, "
+                f"which is {flat['train.log_every_steps']}: change one of them"
             )
-    if not 0 <= train.ema_decay < 1:
-        raise InputError(f"config.train.ema_decay is {train.ema_decay}: it must be in [0, 1)")
-    if train.patience and not config.data.validation_size:
-        raise InputError("config.train.patience needs a validation split: set config.data.validation_size above 0")
-    if config.optimizer.weight_decay and config.optimizer.name != "adamw":
+    if flat["optimizer.weight_decay"] and flat["optimizer.name"] != "adamw":
         raise InputError(
-            f"config.optimizer.weight_decay is {config.optimizer.weight_decay}, but {config.optimizer.name} has none: "
-            "use --config.optimizer.name=adamw, or --config.bound.weight_prior=True for the paper's prior"
+            f"config.optimizer.weight_decay is {flat['optimizer.weight_decay']}, but {flat['optimizer.name']} has "
+            "none: use --config.optimizer.name=adamw, or --config.bound.weight_prior=True for the paper's prior"
         )
-    if len(config.optimizer.boundaries) != len(config.optimizer.scales):
+    boundaries, scales = flat["optimizer.boundaries"], flat["optimizer.scales"]
+    if len(boundaries) != len(scales):
         raise InputError(
-            f"config.optimizer.boundaries is {config.optimizer.boundaries} and scales is {config.optimizer.scales}: "
-            "give one scale a boundary"
+            f"config.optimizer.boundaries is {boundaries} and scales is {scales}: give one scale a boundary"
         )
 
 
@@ -227,17 +292,16 @@ def load_data(config: ConfigDict) -> data.Dataset:
 
 def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
     network = functools.partial(
-        _lookup(NETWORKS, keys.network, "model.network"),
+        NETWORKS[keys.network],
         hidden=tuple(keys.hidden),
-        activation=_lookup(ACTIVATIONS, keys.activation, "model.activation"),
+        activation=ACTIVATIONS[keys.activation],
     )
-    _lookup({"fixed": 0, "learned": 0}, keys.scale, "model.scale")
     return models.vae(
         event_shape,
         keys.latent_dim,
         network=network,
-        posterior=_lookup(POSTERIORS, keys.posterior, "model.posterior")(),
-        likelihood=_lookup(LIKELIHOODS, keys.likelihood, "model.likelihood")(keys),
+        posterior=POSTERIORS[keys.posterior](),
+        likelihood=LIKELIHOODS[keys.likelihood](keys),
     )
 
 
@@ -247,7 +311,7 @@ def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> le
     return aevb_learner.learner(
         model,
         make_optimizer(config.optimizer),
-        bound=_lookup(BOUNDS, keys.name, "bound.name"),
+        bound=BOUNDS[keys.name],
         num_samples=keys.num_samples,
         kl_weight=keys.kl_weight,
         kl_warmup=warmup,
@@ -261,9 +325,9 @@ def make_optimizer(keys: ConfigDict) -> optax.GradientTransformation:
     Learning rate and weight decay are arrays in the state (`inject_hyperparams`), so that runs that differ in them are
     one program.
     """
-    optimizer = _lookup(OPTIMIZERS, keys.name, "optimizer.name")
     parts = [optax.clip_by_global_norm(keys.clip_norm)] if keys.clip_norm else []
-    parts.append(optax.inject_hyperparams(optimizer)(learning_rate=keys.learning_rate, weight_decay=keys.weight_decay))
+    optimizer = optax.inject_hyperparams(OPTIMIZERS[keys.name])
+    parts.append(optimizer(learning_rate=keys.learning_rate, weight_decay=keys.weight_decay))
     if keys.schedule != "constant" or keys.warmup_steps:
         parts.append(optax.scale_by_schedule(learning_rate_factor(keys)))
     return optax.chain(*parts)
@@ -271,14 +335,14 @@ def make_optimizer(keys: ConfigDict) -> optax.GradientTransformation:
 
 def learning_rate_factor(keys: ConfigDict) -> optax.Schedule:
     """The factor of the learning rate at a step: a linear warm-up from 0, then the schedule from its start."""
-    schedule = _lookup(SCHEDULES, keys.schedule, "optimizer.schedule")(keys)
+    schedule = SCHEDULES[keys.schedule](keys)
     if not keys.warmup_steps:
         return schedule
     warmup = optax.linear_schedule(0.0, 1.0, keys.warmup_steps)
     return optax.join_schedules([warmup, schedule], [keys.warmup_steps])
 
 
-def _lookup(table: Mapping[str, Any], name: str, key: str) -> Any:
-    if name not in table:
-        raise InputError(f"config.{key} is {name!r}: choose one of {', '.join(table)}")
-    return table[name]
+def learning_rate(keys: ConfigDict) -> optax.Schedule:
+    """The learning rate at a step."""
+    factor = learning_rate_factor(keys)
+    return lambda step: keys.learning_rate * float(factor(step))

@@ -1,10 +1,13 @@
 """The command line's manners: one plain sentence on stderr for what the caller can mend, and a telling exit code."""
 
+import difflib
+import multiprocessing
+import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -12,51 +15,105 @@ from aevb.errors import InputError, NonFiniteError
 
 WRONG_CALL = 2  # the caller can mend it: a flag, a config key, a file
 NON_FINITE = 3  # training left the numbers
-PREEMPTED = 75  # stopped by SIGTERM with everything saved: the same command goes on
+PREEMPTED = 75  # stopped by SIGTERM, nothing broken: the same command goes on
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Parse the flags and run `main`; errors of the caller's become a sentence, bugs keep their traceback."""
+    """Parse the flags and run `main` on the other arguments; errors of the caller's become a sentence, bugs do not."""
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.ERROR)
         try:
-            if len(argv) > 1:
-                raise InputError(f"{argv[1]!r} is not understood: every argument is a --flag=value")
-            main(argv)
-        except (InputError, NonFiniteError) as error:
-            fail(str(error), NON_FINITE if isinstance(error, NonFiniteError) else WRONG_CALL)
+            main(argv[1:])
+        except InputError as error:
+            fail(str(error), WRONG_CALL)
+        except NonFiniteError as error:
+            fail(str(error), NON_FINITE)
         except OSError as error:
             # No space, no permission, a folder where a file should be: the system's words name path and reason.
-            fail(f"{error.strerror or error}: {error.filename or 'while writing'}", WRONG_CALL)
+            what = error.filename or "a file"
+            fail(
+                f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat",
+                WRONG_CALL,
+            )
 
     app.run(guarded, flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, with whatever ml_collections raises for an override made one sentence."""
+    """absl's parser, which leaves the arguments that are no flags to `main`."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        return fail(" ".join(str(error).strip("'\"").split()), WRONG_CALL)
+        return flags.FLAGS(argv, known_only=True)
+    except flags.Error as error:
+        return fail(f"{error}: correct it, or see --help", WRONG_CALL)
 
 
-def fail(sentence: str, code: int) -> None:
-    """Print the sentence on stderr and leave with the code."""
-    print(sentence, file=sys.stderr, flush=True)
-    sys.exit(code)
+def refuse(arguments: list[str]) -> None:
+    """Refuse arguments that nobody understands.
+
+    Raises:
+      InputError: there are some.
+    """
+    for argument in arguments:
+        name = argument.lstrip("-").split("=")[0]
+        near = difflib.get_close_matches(name, list(flags.FLAGS), 1)
+        advice = f"do you mean --{near[0]}?" if near else "every argument is a --flag=value, see --help"
+        raise InputError(f"{argument!r} is not understood: {advice}")
+
+
+def required(name: str, example: str) -> str:
+    """The value of a flag that must be given.
+
+    Raises:
+      InputError: it is not.
+    """
+    if not flags.FLAGS[name].value:
+        raise InputError(f"--{name} is missing: give for example --{name}={example}")
+    return flags.FLAGS[name].value
+
+
+def fail(sentence: str, code: int) -> NoReturn:
+    """Print the sentence on one line of stderr and leave with the code, at once.
+
+    What libraries say while the interpreter comes down (of reads that failed, of threads) would bury the sentence.
+    """
+    print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without coming down gently, but leave no worker process behind."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(code)
+
+
+def leave_on_sigterm() -> None:
+    """From now on SIGTERM ends the process at once: every file is written whole or not at all, so none breaks.
+
+    Raising in a handler would not do: what runs at that moment may swallow the exception.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        os.write(2, b"stopped by SIGTERM: run the same command to go on\n")
+        _leave(PREEMPTED)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 class Preemption:
-    """Notices SIGTERM. While a run trains it only remembers, so that the loop can save first; else it leaves."""
+    """Inside this context SIGTERM is only remembered, so that the loop can save first."""
 
     def __init__(self) -> None:
-        self.training = False
         self.requested = False
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
+    def __enter__(self) -> "Preemption":
+        self._before = signal.signal(signal.SIGTERM, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
-        if not self.training:
-            sys.exit(PREEMPTED)

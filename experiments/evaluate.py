@@ -3,6 +3,7 @@
 python -m experiments.evaluate --workdir=runs/digits --num_samples=5000
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from aevb import bounds, data, training
 from aevb.checkpoints import Checkpoints
-from aevb.errors import InputError
+from aevb.errors import InputError, NonFiniteError
 from aevb.inference.diagnostics import active_units
 from aevb.inference.importance import importance_estimate
 from experiments import build, cli, report, workdir
@@ -62,37 +64,37 @@ def evaluate(
     """Evaluate replicated parameters on a split; the dictionary of evaluation.json, without step and checkpoint."""
     start = time.perf_counter()
     split = head(run.split(split_name), max_examples)
-    batch_size = run.config.eval.batch_size
-    mapped = training.map_examples(datapoint_evaluation(run, num_samples), run.preprocess[split_name], batch_size)
+    mapped = run.map_split(datapoint_evaluation(run, num_samples), split_name)
     batches = tqdm(
         mapped(params, split, run.eval_key),
-        total=math.ceil(len(split.examples) / batch_size),
+        total=math.ceil(len(split.examples) / run.eval_batch_size),
         desc=f"importance sampling, {num_samples} draws",
         unit="batch",
         disable=not sys.stderr.isatty(),
     )
     each = training.collect(batches)
+    check_finite(each, f"the evaluation of the {split_name} split")
     elbo = each["log_likelihood"] - each["kl"]
     nll = -each["log_marginal"]
     return {
         "split": split_name,
-        "binarization": run.config.data.binarization,
+        "binarization": run.facts["binarization"],
         "num_examples": len(nll),
         "num_samples": num_samples,
-        "bound": run.config.bound.name,
+        "bound": run.facts["bound"],
         "elbo": float(elbo.mean(dtype=np.float64)),
         "elbo_stderr": standard_error(elbo),
         "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
         "kl": float(each["kl"].mean(dtype=np.float64)),
         "nll": float(nll.mean(dtype=np.float64)),
         "nll_stderr": standard_error(nll),
-        **bits_per_dim(run, float(nll.mean(dtype=np.float64))),
+        **bits_per_dim(run, split, float(nll.mean(dtype=np.float64))),
         "effective_sample_size": float(each["effective_sample_size"].mean()),
         "active_units": int(active_units(each["mean"]).sum()),
         "latent_dim": run.model.latent_dim,
         "kl_per_dim": [float(kl) for kl in each["kl_per_dim"].mean(axis=0)],
-        "density": run.density,
-        "seed": run.config.seed,
+        "density": run.facts["density"],
+        "seed": run.facts["seed"],
         "evaluate_seconds": time.perf_counter() - start,
     }
 
@@ -102,18 +104,30 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1, dtype=np.float64) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def bits_per_dim(run: Run, nll: float) -> dict[str, Any]:
+def check_finite(tree: Any, what: str) -> None:
+    """Keep what is not finite out of every file.
+
+    Raises:
+      NonFiniteError: a leaf holds NaN or infinity.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
+            raise NonFiniteError(
+                f"{what} is not finite: lower the learning rate, clip the gradient, or look at the data"
+            )
+
+
+def bits_per_dim(run: Run, split: data.Split, nll: float) -> dict[str, Any]:
     """`nll / (D log 2)` in bits, and what it is a likelihood of."""
-    discrete = run.model.likelihood.support == "binary"
-    if not run.density:
+    if not run.facts["density"]:
         return {
             "bits_per_dim": None,
             "convention": "not a density: grey values given to a Bernoulli likelihood",
         }
     bits = nll / (math.prod(run.model.event_shape) * math.log(2))
-    if discrete:
+    if run.model.likelihood.support == "binary":
         return {"bits_per_dim": bits, "convention": "log mass of binary values, nats per datapoint"}
-    if run.dataset.test.examples.dtype == np.uint8:
+    if run.facts["binarization"] == "none" and split.examples[0].dtype == np.uint8:
         # A density over [0, 1] as one over the 256 levels, which are 1/255 apart.
         return {
             "bits_per_dim": bits + math.log2(255),
@@ -132,22 +146,21 @@ def head(split: data.Split, num: int | None) -> data.Split:
     return data.Split(training.read_rows(split.examples, rows), labels)
 
 
-def restore(folder: epath.Path) -> tuple[Run, Any, dict[str, Any]]:
-    """The run in a workdir, its replicated parameters, and which checkpoint they are from.
+def restore(run: Run, folder: epath.Path) -> tuple[Any, dict[str, Any]]:
+    """The replicated parameters of the run in a workdir, and which checkpoint they are from.
 
     A run that stopped early is judged by its best checkpoint on validation, any other by its last. Where an average
     of the weights was kept, that is what comes back.
 
     Raises:
-      InputError: there is no run in the folder, or no whole checkpoint yet.
+      InputError: there is no whole checkpoint.
     """
-    run = build.build(workdir.read_config(folder))
-    which = "best" if run.config.train.patience else "last"
+    which = "best" if run.patience else "last"
     restored = restore_params(run, folder, which)
     if restored is None:
         raise InputError(f"{folder} has no checkpoint yet: train first, with experiments.train --workdir={folder}")
     params, step = restored
-    return run, params, {"checkpoint": which, "step": step}
+    return params, {"checkpoint": which, "step": step}
 
 
 def restore_params(run: Run, folder: epath.Path, which: str) -> tuple[Any, int] | None:
@@ -155,15 +168,39 @@ def restore_params(run: Run, folder: epath.Path, which: str) -> tuple[Any, int] 
     path = folder / "checkpoints" / which
     if not path.exists():
         return None
-    checkpoints = Checkpoints(path)
-    restored = checkpoints.restore(run.init_state())
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(path)) as checkpoints:
+        restored = restore_state(run, checkpoints)
+    if restored is None:
+        return None
+    state, step = restored
+    return training.replicate(evaluated_params(state)), step
+
+
+def restore_state(run: Run, checkpoints: Checkpoints, *, repair: bool = False) -> tuple[Any, int] | None:
+    """The newest whole state and its step, None if nothing was ever saved; says which had to be passed over.
+
+    Raises:
+      InputError: no checkpoint is whole, or they are of another model or another version of the libraries.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None  # Orbax's reads, should it give them up
+    try:
+        restored = checkpoints.restore(run.init_state(), repair=repair)
+        sys.unraisablehook = hook
+    except InputError:
+        sys.unraisablehook = hook
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the checkpoints in {checkpoints.folder} do not fit the model of config.json ({reason}): restore that "
+            "file, or use the versions in summary.json"
+        ) from error
     if restored is None:
         return None
     state, step, passed_over = restored
     for sentence in passed_over:
-        print(f"{sentence}; using step {step}", file=sys.stderr)
-    return training.replicate(evaluated_params(state)), step
+        print(f"{sentence}; going on from step {step}", file=sys.stderr, flush=True)
+    return state, step
 
 
 def evaluated_params(state: Any) -> Any:
@@ -172,16 +209,21 @@ def evaluated_params(state: Any) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    folder = epath.Path(flags.FLAGS.workdir)
-    run, params, which = restore(folder)
-    result = evaluate(run, params, flags.FLAGS.split, flags.FLAGS.num_samples, flags.FLAGS.max_examples) | which
+    cli.refuse(argv)
+    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    split_name = flags.FLAGS.split
+    if split_name not in build.SPLITS:
+        raise InputError(f"--split is {split_name!r}: choose one of {', '.join(build.SPLITS)}")
+    run = build.build(workdir.read_config(folder))
+    params, which = restore(run, folder)
+    result = evaluate(run, params, split_name, flags.FLAGS.num_samples, flags.FLAGS.max_examples) | which
     workdir.write_json(folder / "evaluation.json", result)
     report.write(folder)
     print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.DEFINE_string("split", "test", "train, validation or test.")
     flags.DEFINE_integer("num_samples", 5000, "Importance samples a datapoint.", lower_bound=1)
     flags.DEFINE_integer("max_examples", None, "Evaluate the first so many; all unless given.", lower_bound=1)

@@ -15,40 +15,38 @@ from etils import epath
 from aevb import bounds, training
 from aevb.errors import InputError
 from aevb.inference.diagnostics import active_units
-from experiments import cli, evaluate, workdir
+from experiments import build, cli, evaluate, workdir
 from experiments.build import Run
 
 Arrays = dict[str, np.ndarray]
 
 
 class Artist:
-    """A trained model, ready to be drawn from: parameters on one device and the split that the pictures show."""
+    """A trained model, ready to be drawn from; its pictures show the test split, or train where that is empty."""
 
-    def __init__(self, run: Run, params: Any, split_name: str = "test") -> None:
+    def __init__(self, run: Run, params: Any) -> None:
         self.run = run
         self.replicated = params
         self.params = training.unreplicate(params)
-        self.split_name = split_name
-        self.split = run.split(split_name)
+        self.split_name = "test" if len(run.dataset.test.examples) else "train"
+        self.split = run.split(self.split_name)
         self.key = jax.random.fold_in(run.eval_key, 1)
+        self._decode = jax.jit(jax.vmap(lambda params, z: run.model.bind({"params": params}).decode(z).mean, (None, 0)))
+        self._encode = run.map_split(self._encode_one, self.split_name)
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """The mean of p(x | z) of each z `[..., latent]`, as `[..., *event]`."""
-        decode = jax.jit(jax.vmap(lambda z: self.run.model.bind({"params": self.params}).decode(z).mean))
-        flat = decode(jnp.asarray(z).reshape(-1, z.shape[-1]))
+        flat = self._decode(self.params, jnp.asarray(z).reshape(-1, z.shape[-1]))
         return np.asarray(flat).reshape(*z.shape[:-1], *self.run.model.event_shape)
 
     def encode(self, num: int) -> Arrays:
         """The first `num` datapoints with the mean and KL per dimension of their posteriors."""
+        return training.collect(self._encode(self.replicated, evaluate.head(self.split, num), self.run.eval_key))
 
-        def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-            vae = self.run.model.bind({"params": params})
-            posterior = vae.encode(x)
-            return {"x": x, "mean": posterior.mean, "kl_per_dim": bounds.kl_per_dim(posterior, vae.prior())}
-
-        batch_size = self.run.config.eval.batch_size
-        mapped = training.map_examples(one, self.run.preprocess[self.split_name], batch_size)
-        return training.collect(mapped(self.replicated, evaluate.head(self.split, num), self.run.eval_key))
+    def _encode_one(self, params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        vae = self.run.model.bind({"params": params})
+        posterior = vae.encode(x)
+        return {"x": x, "mean": posterior.mean, "kl_per_dim": bounds.kl_per_dim(posterior, vae.prior())}
 
 
 def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -101,11 +99,6 @@ def manifold(artist: Artist, num: int) -> tuple[Any, Arrays]:
 
     from aevb import figures
 
-    if artist.run.model.latent_dim != 2:
-        raise InputError(
-            f"a manifold is drawn for 2 latent dimensions, and this model has {artist.run.model.latent_dim}: "
-            "use --what=traversals, or train with --config.model.latent_dim=2"
-        )
     values = norm.ppf((np.arange(num) + 0.5) / num).astype(np.float32)
     z = np.stack(np.meshgrid(values, values), axis=-1)  # z[i, j] = (values[j], values[i])
     arrays = {"z": z, "mean": artist.decode(z)}
@@ -146,10 +139,10 @@ REPORTED = WHAT | {"kl_per_dim": (kl_per_dim, 10_000)}
 
 
 def draw_all(run: Run, params: Any, folder: epath.Path) -> None:
-    """Every picture of a run, into a folder; those of data from the test split, or from training where it is empty."""
+    """Every picture of a run, into a folder."""
     from aevb import figures
 
-    artist = Artist(run, params, "test" if len(run.dataset.test.examples) else "train")
+    artist = Artist(run, params)
     for name, (draw, num) in REPORTED.items():
         if name != "manifold" or run.model.latent_dim == 2:
             figures.save(draw(artist, num)[0], folder / f"{name}.png")
@@ -158,15 +151,24 @@ def draw_all(run: Run, params: Any, folder: epath.Path) -> None:
 def main(argv: list[str]) -> None:
     from aevb import figures
 
-    if flags.FLAGS.what not in WHAT:
-        raise InputError(f"--what is {flags.FLAGS.what!r}: choose one of {', '.join(WHAT)}")
-    folder = epath.Path(flags.FLAGS.workdir)
-    run, params, which = evaluate.restore(folder)
-    draw, default = WHAT[flags.FLAGS.what]
+    cli.refuse(argv)
+    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    what = cli.required("what", "samples")
+    if what not in WHAT:
+        raise InputError(f"--what is {what!r}: choose one of {', '.join(WHAT)}")
+    out = epath.Path(flags.FLAGS.out) if flags.FLAGS.out else folder / "figures" / f"{what}.png"
+    if out.suffix != ".png" or out.is_dir():
+        raise InputError(f"--out is {str(out)!r}: give a file that ends in .png (the arrays go beside it as .npz)")
+    run = build.build(workdir.read_config(folder))
+    if what == "manifold" and run.model.latent_dim != 2:
+        raise InputError(
+            f"a manifold is drawn for 2 latent dimensions, and this model has {run.model.latent_dim}: "
+            "use --what=traversals, or train with --config.model.latent_dim=2"
+        )
+    params, which = evaluate.restore(run, folder)
+    draw, default = WHAT[what]
     figure, arrays = draw(Artist(run, params), flags.FLAGS.num or default)
-    out = epath.Path(flags.FLAGS.out) if flags.FLAGS.out else folder / "figures" / f"{flags.FLAGS.what}.png"
-    if out.suffix != ".png":
-        raise InputError(f"--out is {str(out)!r}: it must end in .png (the arrays go beside it as .npz)")
+    evaluate.check_finite(arrays, f"what {folder} draws")
     out.parent.mkdir(parents=True, exist_ok=True)
     figures.save(figure, out)
     workdir.write_arrays(out.with_suffix(".npz"), arrays)
@@ -174,8 +176,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
-    flags.DEFINE_string("what", None, "What to draw: samples, reconstructions, ...", required=True)
+    flags.DEFINE_string("workdir", None, "The run's folder.")
+    flags.DEFINE_string("what", None, f"What to draw: {', '.join(WHAT)}.")
     flags.DEFINE_integer("num", None, "How many; each kind of picture has its own default.", lower_bound=1)
     flags.DEFINE_string("out", None, "The PNG to write, beside an .npz; in the run's figures unless given.")
     cli.run(main)

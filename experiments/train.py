@@ -7,23 +7,29 @@ import time
 
 _STARTED = time.time()  # before the heavy imports: what a person waits for
 
+from experiments import cli  # noqa: E402
+
+if __name__ == "__main__":
+    cli.leave_on_sigterm()  # also in the middle of the imports, which take seconds
+
+import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from aevb import training  # noqa: E402
 from aevb.checkpoints import Checkpoints  # noqa: E402
-from aevb.errors import InputError  # noqa: E402
-from experiments import build, cli, workdir  # noqa: E402
+from aevb.errors import InputError, NonFiniteError  # noqa: E402
+from experiments import build, evaluate, generate, report, settings, workdir  # noqa: E402
 from experiments.build import Run  # noqa: E402
 
 # Keys that may change between two starts of one run: where the data lies, what is looked at, how long it goes on.
@@ -47,6 +53,7 @@ class Journal:
     rows: list[dict[str, Any]]
     num_steps: int
     step: int
+    validates: bool
 
     def __post_init__(self) -> None:
         from tensorboardX import SummaryWriter
@@ -57,27 +64,30 @@ class Journal:
             self.bar = tqdm(total=self.num_steps, initial=self.step, unit="step", dynamic_ncols=True)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Record a row everywhere."""
+        """Record a row everywhere, or nowhere if it holds a number that is not finite."""
+        bad = [f"{name} {value}" for name, value in row.items() if name != "split" and not math.isfinite(value)]
+        if bad:
+            raise NonFiniteError(
+                f"step {row['step']} has {' and '.join(bad)} ({row['split']}): the run stops here and keeps the last "
+                "good checkpoint; lower the learning rate, clip the gradient, or look at the data"
+            )
         self.rows.append(row)
         workdir.append_metrics(self.folder, row)
         for name, value in row.items():
             if name not in ("step", "split"):
                 self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
         training_row = row["split"] == "train"
+        rate = f"{row['examples_per_second']:,.0f} examples/s" if training_row else ""
         if self.bar is not None:
             if training_row:
-                self.bar.set_postfix_str(f"elbo {row['elbo']:.2f} nats, {row['examples_per_second']:,.0f} examples/s")
+                self.bar.set_postfix_str(f"elbo {row['elbo']:.2f} nats, {rate}")
             self.bar.update(row["step"] - self.bar.n)
-        elif not training_row or row["step"] == self.num_steps:
-            rate = f", {row['examples_per_second']:,.0f} examples/s" if training_row else ""
+        elif not training_row or not self.validates or row["step"] == self.num_steps:
             print(
                 f"step {row['step']}/{self.num_steps} {row['split']}: elbo {row['elbo']:.2f} nats "
-                f"(log-likelihood {row['log_likelihood']:.2f}, kl {row['kl']:.2f}){rate}",
+                f"(log-likelihood {row['log_likelihood']:.2f}, kl {row['kl']:.2f}){rate and ', ' + rate}",
                 flush=True,
             )
-
-    def validation_bounds(self) -> list[float]:
-        return [row["elbo"] for row in self.rows if row["split"] == "validation"]
 
     def close(self) -> None:
         self.board.close()
@@ -85,27 +95,33 @@ class Journal:
             self.bar.close()
 
 
-def open_workdir(folder: epath.Path, run: Run) -> None:
-    """Make the folder and write config.json; or check that the run in it is this one.
+def check_workdir(folder: epath.Path, run: Run) -> None:
+    """See that the run in the folder, if there is one, is this one, and that a run can be made here; write nothing.
 
     Raises:
-      InputError: another run is in the folder, or the disk has no room for this one.
+      InputError: another run is in the folder, the disk has no room, or the batch does not divide over the devices.
     """
-    ours = workdir.flatten(run.config.to_dict())
+    ours = settings.flatten(run.config.to_dict())
     if (folder / "config.json").exists():
-        theirs = workdir.flatten(workdir.read_json(folder / "config.json"))
-        allowed = WATCHING | (set() if run.config.train.patience else {"train.eval_every_steps"})
-        if ours[LENGTHENING] >= theirs.get(LENGTHENING, math.inf):
+        theirs = settings.flatten(workdir.read_config(folder).to_dict())
+        allowed = WATCHING | (set() if run.patience else {"train.eval_every_steps"})
+        if ours[LENGTHENING] >= theirs[LENGTHENING]:
             allowed = allowed | {LENGTHENING}
-        differ = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k) and k not in allowed]
+        differ = [key for key in ours if ours[key] != theirs[key] and key not in allowed]
         if differ:
-            named = ", ".join(f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here" for key in differ)
+            named = ", ".join(f"{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in differ)
             raise InputError(f"{folder} holds a run of another config ({named}): choose another --workdir")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another --workdir")
+    elif folder.exists() and any(not path.name.startswith(".config.json.") for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run: choose another --workdir")
+    devices = jax.local_device_count()
+    if run.batch_size % devices:
+        raise InputError(
+            f"config.train.batch_size is {run.batch_size}, which does not divide over {devices} devices: "
+            f"set it to a multiple of {devices}"
+        )
     _check_room(folder, run)
-    folder.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(folder / "config.json", run.config.to_dict())
 
 
 def _check_room(folder: epath.Path, run: Run) -> None:
@@ -122,109 +138,125 @@ def _check_room(folder: epath.Path, run: Run) -> None:
         )
 
 
-def train(run: Run, folder: epath.Path, preemption: cli.Preemption) -> tuple[Any, Journal, dict[str, float]]:
+def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
     """Train from the last whole checkpoint to the end, or until stopped early or by SIGTERM.
 
     Returns:
-      The replicated state at the end, the journal, and the timings of this start.
+      The replicated state at the end, the rows of metrics.jsonl, and the timings of this start.
     """
     keys = run.config.train
-    last = Checkpoints(folder / "checkpoints" / "last", keys.keep_checkpoints)
-    best = Checkpoints(folder / "checkpoints" / "best", 1)
-    state, step = resume(run, folder, last)
-    rows = [row for row in workdir.read_metrics(folder) if row["step"] <= step]
-    workdir.write_metrics(folder, rows)
-    journal = Journal(folder, rows, run.num_steps, step)
-    validate = make_validation(run)
-    replicated = training.replicate(state)
-    seconds, first_step_seconds, first = 0.0, 0.0, step
-    steps = training.train(
-        run.learner,
-        state,
-        run.feed,
-        run.preprocess["train"],
-        num_steps=step if stopped_early(run, journal) else run.num_steps,
-        steps_per_call=keys.log_every_steps,
-        ema_decay=keys.ema_decay,
-    )
-    preemption.training = True
-    started = time.perf_counter()
-    for replicated, metrics in steps:
-        seconds += (elapsed := time.perf_counter() - started)
-        first_step_seconds = first_step_seconds or time.time() - _STARTED
-        step += len(metrics["loss"])
-        journal.add(training_row(run, step, metrics, elapsed))
-        saving = step == run.num_steps or step % keys.checkpoint_every_steps == 0
-        if (step == run.num_steps or step % keys.eval_every_steps == 0) and len(run.dataset.validation.examples):
-            row = {"step": step, "split": "validation", "examples_seen": step * keys.batch_size}
-            journal.add(row | validate(replicated))
-            bounds = journal.validation_bounds()
-            if bounds[-1] >= max(bounds):
-                best.save(step, training.unreplicate(replicated))
-        ended = stopped_early(run, journal)
-        if saving or ended or preemption.requested:
-            last.save(step, training.unreplicate(replicated))
-        if ended or preemption.requested:
-            break
+    with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(cli.Preemption())
+        last, best = (
+            stack.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints" / name, keep)))
+            for name, keep in (("last", keys.keep_checkpoints), ("best", 1))
+        )
+        state, first = resume(run, folder, last, best)
+        journal = stack.enter_context(contextlib.closing(open_journal(run, folder, first)))
+        validate = make_validation(run)
+        replicated, step, seconds, first_step_seconds = training.replicate(state), first, 0.0, None
+        steps = training.train(
+            run.learner,
+            state,
+            run.feed,
+            run.preprocess["train"],
+            num_steps=first if stopped_early(run, journal.rows) else run.num_steps,
+            steps_per_call=keys.log_every_steps,
+            ema_decay=run.ema_decay,
+        )
         started = time.perf_counter()
-    preemption.training = False
-    last.close()
-    best.close()
-    journal.close()
+        for replicated, metrics in steps:
+            seconds += (elapsed := time.perf_counter() - started)
+            first_step_seconds = first_step_seconds or time.time() - _STARTED
+            step += len(metrics["loss"])
+            journal.add(training_row(run, step, metrics, elapsed))
+            at_end = step == run.num_steps
+            if journal.validates and (at_end or step % keys.eval_every_steps == 0):
+                row = {"step": step, "split": "validation", "examples_seen": step * run.batch_size}
+                journal.add(row | validate(replicated))
+                bounds = validation_bounds(journal.rows)
+                if bounds[-1] >= max(bounds):
+                    save(best, step, replicated)
+            ended = at_end or stopped_early(run, journal.rows)
+            if ended or preemption.requested or step % keys.checkpoint_every_steps == 0:
+                best.wait()  # a run that goes on from here must find the best one up to here
+                journal.board.flush()
+                save(last, step, replicated)
+            if ended or preemption.requested:
+                break
+            started = time.perf_counter()
     if preemption.requested:
         cli.fail(f"stopped by SIGTERM at step {step}, saved: run the same command to go on", cli.PREEMPTED)
-    rate = (step - first) * keys.batch_size / seconds if seconds else 0.0
     timings = {
         "train_seconds": seconds,
         "first_step_seconds": first_step_seconds,
-        "examples_per_second": rate,
+        "examples_per_second": (step - first) * run.batch_size / seconds if seconds else None,
     }
-    return replicated, journal, timings
+    return replicated, journal.rows, timings
 
 
-def resume(run: Run, folder: epath.Path, last: Checkpoints) -> tuple[Any, int]:
+def save(checkpoints: Checkpoints, step: int, replicated: Any) -> None:
+    """Start saving a state, unless an update after the last loss took it out of the numbers."""
+    state = training.unreplicate(replicated)
+    evaluate.check_finite((state.params, state.opt_state, state.ema_params), f"the state after step {step}")
+    checkpoints.save(step, state)
+
+
+def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -> tuple[Any, int]:
     """The state to start from, and its step; says which checkpoints had to be passed over."""
-    state = run.init_state()
-    restored = last.restore(state, repair=True)
+    try:
+        restored = evaluate.restore_state(run, last, repair=True)
+    except InputError as error:
+        restored = evaluate.restore_state(run, best)
+        if restored is None:
+            raise
+        print(f"{error}; going on from the best one, step {restored[1]}", file=sys.stderr, flush=True)
     if restored is None:
-        return state, 0
-    state, step, passed_over = restored
-    for sentence in passed_over:
-        print(f"{sentence}; going on from step {step}", file=sys.stderr)
+        return run.init_state(), 0
+    state, step = restored
     if step < run.num_steps:
         print(f"resuming {folder} at step {step} of {run.num_steps}", flush=True)
     return state, step
 
 
-def stopped_early(run: Run, journal: Journal) -> bool:
+def open_journal(run: Run, folder: epath.Path, step: int) -> Journal:
+    """The journal of a run that goes on from a step; what was told after that step is told again."""
+    rows = [row for row in workdir.read_metrics(folder) if row["step"] <= step]
+    workdir.write_metrics(folder, rows)
+    return Journal(folder, rows, run.num_steps, step, validates=len(run.dataset.validation.examples) > 0)
+
+
+def validation_bounds(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["elbo"] for row in rows if row["split"] == "validation"]
+
+
+def stopped_early(run: Run, rows: list[dict[str, Any]]) -> bool:
     """Whether the best validation bound is `patience` evaluations old."""
-    bounds, patience = journal.validation_bounds(), run.config.train.patience
+    bounds, patience = validation_bounds(rows), run.patience
     return bool(patience) and len(bounds) > patience and max(bounds[-patience:]) <= max(bounds[:-patience])
 
 
 def training_row(run: Run, step: int, metrics: dict[str, np.ndarray], elapsed: float) -> dict[str, Any]:
     """A row of metrics.jsonl: the mean over the steps of one call, nats per datapoint at beta = 1."""
-    optimizer, batch_size = run.config.optimizer, run.config.train.batch_size
     means = {name: float(values.mean(dtype=np.float64)) for name, values in metrics.items()}
     return {
         "step": step,
         "split": "train",
-        "examples_seen": step * batch_size,
+        "examples_seen": step * run.batch_size,
         **means,
         "kl_weight": float(metrics["kl_weight"][-1]),
-        "learning_rate": optimizer.learning_rate * float(build.learning_rate_factor(optimizer)(step - 1)),
-        "examples_per_second": len(metrics["loss"]) * batch_size / elapsed,
+        "learning_rate": run.learning_rate(step - 1),
+        "examples_per_second": len(metrics["loss"]) * run.batch_size / elapsed,
     }
 
 
-def make_validation(run: Run) -> Any:
+def make_validation(run: Run) -> Callable[[Any], dict[str, float]]:
     """From a replicated state to the mean bound over the validation split, the same draws each time."""
-    from experiments.evaluate import datapoint_bound, evaluated_params
-
-    mapped = training.map_examples(datapoint_bound(run), run.preprocess["validation"], 10 * run.config.eval.batch_size)
+    mapped = run.map_split(evaluate.datapoint_bound(run), "validation", batches=10)
 
     def validate(state: Any) -> dict[str, float]:
-        return mean_bound(training.collect(mapped(evaluated_params(state), run.dataset.validation, run.eval_key)))
+        params = evaluate.evaluated_params(state)
+        return mean_bound(training.collect(mapped(params, run.dataset.validation, run.eval_key)))
 
     return validate
 
@@ -235,53 +267,64 @@ def mean_bound(each: Any) -> dict[str, float]:
     return {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl}
 
 
-def finish(run: Run, folder: epath.Path, state: Any, journal: Journal, timings: dict[str, float]) -> None:
+def finish(run: Run, folder: epath.Path, state: Any, rows: list[dict[str, Any]], timings: dict[str, Any]) -> None:
     """Evaluate, draw, summarise and report."""
     from aevb import figures
-    from experiments import evaluate, generate, report
 
-    which, step = "last", journal.rows[-1]["step"]
+    which, step = "last", rows[-1]["step"]
     params = evaluate.evaluated_params(state)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    figures.save(figures.learning_curves(journal.rows), folder / "figures" / "learning_curves.png")
-    bounds = {name: final_and_best(journal.rows, name) for name in ("train", "validation")}
+    figures.save(figures.learning_curves(rows), folder / "figures" / "learning_curves.png")
+    bounds = {name: final_and_best(rows, name) for name in ("train", "validation")}
     evaluation = None
     if len(run.dataset.test.examples):
         bounds["test"], best = test_bounds(run, folder, params, step)
-        if run.config.train.patience and best is not None:
+        if run.patience and best is not None:
             which, (params, step) = "best", best
-        print(f"evaluating the test split with {run.config.eval.num_samples} importance samples", flush=True)
-        evaluation = evaluate.evaluate(run, params, "test", run.config.eval.num_samples)
+        print(f"evaluating the test split with {run.num_importance_samples} importance samples", flush=True)
+        evaluation = evaluate.evaluate(run, params, "test", run.num_importance_samples)
         evaluation |= {"checkpoint": which, "step": step}
         workdir.write_json(folder / "evaluation.json", evaluation)
     generate.draw_all(run, params, folder / "figures")
-    workdir.write_json(
-        folder / "summary.json",
-        summarise(run, state, journal, bounds, evaluation) | timings | {"total_seconds": time.time() - _STARTED},
-    )
+    show_figures(folder, rows[-1]["step"])
+    summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation} | timings
+    workdir.write_json(folder / "summary.json", summary | {"total_seconds": time.time() - _STARTED})
     page = report.write(folder)
     if evaluation:
         print(
             f"test: elbo {evaluation['elbo']:.2f}, nll {evaluation['nll']:.2f} +- {evaluation['nll_stderr']:.2f} nats "
             f"({evaluation['num_samples']} importance samples, {evaluation['num_examples']} examples, "
-            f"binarization {evaluation['binarization']}{'' if run.density else ': not a density'})"
+            f"binarization {evaluation['binarization']}{'' if evaluation['density'] else ': not a density'})"
         )
-    print(f"look at {page}")
+    print(f"look at {page}", flush=True)
+
+
+def show_figures(folder: epath.Path, step: int) -> None:
+    """Put the figures on TensorBoard."""
+    from PIL import Image
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as board:
+        for path in sorted((folder / "figures").glob("[!.]*.png")):
+            with Image.open(path) as image:
+                board.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
 
 def test_bounds(run: Run, folder: epath.Path, params: Any, step: int) -> tuple[dict[str, Any], Any]:
     """The bound on the test split at the last step and at the one best on validation, and the latter's parameters."""
-    from experiments import evaluate
-
-    mapped = training.map_examples(
-        evaluate.datapoint_bound(run), run.preprocess["test"], 10 * run.config.eval.batch_size
-    )
+    mapped = run.map_split(evaluate.datapoint_bound(run), "test", batches=10)
 
     def bound(params: Any, step: int) -> dict[str, Any]:
-        return mean_bound(training.collect(mapped(params, run.dataset.test, run.eval_key))) | {"step": step}
+        each = training.collect(mapped(params, run.dataset.test, run.eval_key))
+        evaluate.check_finite(each, f"the bound on the test split at step {step}")
+        return mean_bound(each) | {"step": step}
 
     final = bound(params, step)
-    best = evaluate.restore_params(run, folder, "best")
+    try:
+        best = evaluate.restore_params(run, folder, "best")
+    except InputError as error:
+        print(f"{error}; the last one is used instead", file=sys.stderr, flush=True)
+        best = None
     return {"final": final, "best": bound(*best) if best else final}, best
 
 
@@ -293,55 +336,55 @@ def final_and_best(rows: list[dict[str, Any]], split: str) -> dict[str, Any]:
     return {"final": bounds[-1], "best": max(bounds, key=lambda row: row["elbo"])} if bounds else {}
 
 
-def summarise(run: Run, state: Any, journal: Journal, bounds: dict[str, Any], evaluation: Any) -> dict[str, Any]:
-    """What summary.json says apart from times; two equal runs agree on all of it."""
-    step = journal.rows[-1]["step"]
-    params = training.unreplicate(state.params)
+def summarise(run: Run, state: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What summary.json says apart from results and times; two equal runs agree on all of it."""
+    step = rows[-1]["step"]
     return {
         "status": "early_stopped" if step < run.num_steps else "finished",
-        "dataset": run.dataset.name,
-        "splits": run.dataset.splits,
-        "binarization": run.config.data.binarization,
-        "likelihood": run.config.model.likelihood,
-        "density": run.density,
+        **run.facts,
         "step": step,
         "num_steps": run.num_steps,
-        "examples_seen": step * run.config.train.batch_size,
+        "examples_seen": step * run.batch_size,
         "num_examples": {name: len(getattr(run.dataset, name).examples) for name in build.SPLITS},
-        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "seed": run.config.seed,
-        "bound": run.config.bound.name,
-        "bounds": bounds,
-        "evaluation": evaluation,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(training.unreplicate(state.params))),
         "versions": workdir.versions(),
         "hardware": workdir.hardware(),
     }
 
 
-def finished(run: Run, folder: epath.Path) -> bool:
-    """Whether the run in the folder has come to its end and its summary is written."""
+def finished(run: Run, folder: epath.Path) -> str | None:
+    """What to say of the run in the folder if it has come to its end and its summary is written."""
     path = folder / "summary.json"
     if not path.exists():
-        return False
+        return None
     summary = workdir.read_json(path)
-    return summary["status"] == "early_stopped" or summary["step"] >= run.num_steps
+    if summary["status"] == "early_stopped":
+        return f"{folder} is finished: it stopped early at step {summary['step']}; look at {folder / 'report.html'}"
+    if summary["step"] < run.num_steps:
+        return None
+    return f"{folder} is finished; look at {folder / 'report.html'}, or raise --config.{LENGTHENING} to go on"
 
 
 def main(argv: list[str]) -> None:
-    if flags.FLAGS.config is None:
-        raise InputError("--config is missing: give for example --config=experiments/configs/vae.py")
-    preemption = cli.Preemption()
-    folder = epath.Path(flags.FLAGS.workdir)
-    run = build.build(flags.FLAGS.config)
-    open_workdir(folder, run)
-    if finished(run, folder):
-        print(f"{folder} is finished; look at {folder / 'report.html'}, or raise --config.{LENGTHENING} to go on")
+    overrides = [argument for argument in argv if argument.startswith("--config.")]
+    cli.refuse([argument for argument in argv if argument not in overrides])
+    path = cli.required("config", "experiments/configs/vae.py")
+    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    run = build.build(settings.load(path, overrides))
+    check_workdir(folder, run)
+    if end := finished(run, folder):
+        print(end)
         return
-    state, journal, timings = train(run, folder, preemption)
-    finish(run, folder, state, journal, timings)
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.sweep(folder)
+    workdir.write_json(folder / "config.json", run.config.to_dict())
+    (folder / "summary.json").unlink(missing_ok=True)  # of a shorter run that now goes on
+    finish(run, folder, *train(run, folder))
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "A file of experiments/configs, with :DATASET.")
-    flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.", required=True)
+    flags.DEFINE_string(
+        "config", None, "A file of experiments/configs, with :DATASET; --config.KEY=VALUE changes a key."
+    )
+    flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
     cli.run(main)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,31 +15,38 @@ from ml_collections import ConfigDict
 
 import aevb
 from aevb.errors import InputError
+from experiments.settings import conform, flatten
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
-def write_bytes(path: epath.Path, content: bytes) -> None:
+def _write(path: epath.Path, write: Callable[[epath.Path], object]) -> None:
     """Write a file under another name and rename it, so that a reader sees the old content or the new."""
-    temporary = path.parent / f".{path.name}.tmp"
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        temporary.write_bytes(content)
+        write(temporary)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def sweep(workdir: epath.Path) -> None:
+    """Remove what a killed process left of a file that it was writing."""
+    for path in [*workdir.glob(".*.tmp"), *(workdir / "figures").glob(".*.png")]:
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: epath.Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    write_bytes(path, text.encode())
+    _write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an .npz, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
+    _write(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -62,25 +69,20 @@ def read_json(path: epath.Path) -> Any:
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
-    """The full config of the run in a workdir."""
-    values = read_json(workdir / "config.json")
-    return ConfigDict(values, convert_dict=True)
+    """The full config of the run in a workdir.
 
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train": {"seed": 0}}` as `{"train.seed": 0}`; tuples as the lists that JSON makes of them."""
-    flat = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = list(value) if isinstance(value, tuple) else value
-    return flat
+    Raises:
+      InputError: there is none, or it is not one.
+    """
+    path = workdir / "config.json"
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no config: restore it or start another --workdir")
+    return conform(flatten(values), str(path))
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    """The rows of metrics.jsonl; from a line that a kill cut short or that is damaged, the rest is left out."""
     path = workdir / "metrics.jsonl"
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:

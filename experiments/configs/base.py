@@ -36,7 +36,7 @@ def model() -> dict:
         "hidden": (500,),  # width of each hidden layer
         "activation": "tanh",  # tanh, relu, gelu, elu, softplus
         "latent_dim": 20,  # size of z
-        "posterior": "diagonal_gaussian",
+        "posterior": "diagonal_gaussian",  # family of q(z | x)
         "likelihood": "bernoulli",  # bernoulli, continuous_bernoulli, gaussian
         "scale": "learned",  # of a Gaussian likelihood: learned (per element) or fixed
         "fixed_scale": 0.1,  # standard deviation of a fixed scale, in units of x

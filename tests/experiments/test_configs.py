@@ -1,0 +1,258 @@
+"""Configs: every key is explained and read in one place; every choice builds a model that takes a step."""
+
+import ast
+import dataclasses
+import inspect
+import math
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from aevb import training
+from aevb.data import Dataset, Split
+from aevb.errors import InputError
+from experiments import build, evaluate, settings, train
+from experiments.configs import base, vae
+
+CONFIG = "experiments/configs/vae.py"
+KEYS = settings.flatten(base.get_config().to_dict())
+
+
+def load(*overrides: str, dataset: str = "digits") -> ConfigDict:
+    path = pathlib.Path(build.__file__).parent / "configs/vae.py"
+    return settings.load(f"{path}:{dataset}", [f"--config.{override}" for override in overrides])
+
+
+def tiny(name: str) -> Dataset:
+    """Twelve examples of the shape of a data set, uint8; binary where the set is."""
+    shapes = {"digits": (8, 8, 1), "frey_face": (28, 20, 1), "folder": (5, 7, 3), "arrays": (6,)}
+    shape = shapes.get(name, (28, 28, 1))
+    images = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
+    if name == "binarized_mnist":
+        images = (images > 127) * np.uint8(255)
+    splits = [Split(images[rows], None) for rows in (slice(0, 8), slice(8, 10), slice(10, 12))]
+    return Dataset(name, shape, *splits, splits="made up")
+
+
+def test_every_key_has_a_comment():
+    lines = inspect.getsource(base).splitlines()
+    leaves = [
+        (key.value, lines[key.lineno - 1])
+        for node in ast.walk(ast.parse("\n".join(lines)))
+        if isinstance(node, ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if not isinstance(value, ast.Call)
+    ]
+    assert len(leaves) == len(KEYS)
+    assert [key for key, line in leaves if len(line.partition("#")[2].split()) < 2] == []
+
+
+def test_every_key_is_read_by_one_module(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    sections = {frozenset(keys): name for name, keys in base.get_config().to_dict().items() if isinstance(keys, dict)}
+    readers: dict[str, set[str]] = {key: set() for key in KEYS}
+    get = ConfigDict.__getitem__
+
+    def recording(self: ConfigDict, name: str):
+        section = sections.get(frozenset(self.keys()))
+        key = f"{section}.{name}" if section else name
+        frame, copied = sys._getframe(1), False
+        while frame.f_globals["__name__"].startswith("ml_collections"):
+            copied |= frame.f_code.co_name in ("to_dict", "__init__", "keys", "iteritems", "items")
+            frame = frame.f_back
+        if key in readers and not copied:
+            readers[key].add(frame.f_globals["__name__"])
+        return get(self, name)
+
+    short = ("model.hidden=4", "train.num_epochs=0.1", "train.log_every_steps=1", "train.ema_decay=0.9")
+    config = load(*short, "train.eval_every_steps=1", "train.checkpoint_every_steps=1", "optimizer.schedule=cosine")
+    piecewise = load("optimizer.schedule=piecewise", "model.likelihood=gaussian", "bound.kl_warmup_steps=2")
+    monkeypatch.setattr(ConfigDict, "__getitem__", recording)
+    run = build.build(config)
+    train.train(run, epath.Path(tmp_path))
+    evaluate.bits_per_dim(run, run.split("test"), 1.0)
+    assert run.facts["seed"] == 0
+    assert run.num_importance_samples == 1000
+    build.build(piecewise)
+    monkeypatch.undo()
+    assert {key: modules for key, modules in readers.items() if len(modules) != 1} == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("model.latent_dimm=3", "model.latent_dim?"),
+        ("latent_dim=3", "model.latent_dim?"),
+        ("train.epochs=3", "train.num_epochs"),
+        ("zzzz=3", "known are bound."),
+        ("model=3", "known are bound."),
+        ("model.latent_dim", "write --config.model.latent_dim=VALUE"),
+        ("model.latent_dim=2.0", "a whole number"),
+        ("model.latent_dim=True", "a whole number"),
+        ("bound.weight_prior=1", "True or False"),
+        ("train.num_epochs=many", "a number"),
+        ("train.num_epochs=1e999", "a number"),
+        ("model.hidden=wide", "a list of numbers"),
+    ],
+)
+def test_override_is_refused(override: str, hint: str):
+    with pytest.raises(InputError, match=f"^--config.{override.split('=')[0]}") as refused:
+        load(override)
+    assert hint in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("model.hidden=(3,4)", (3, 4)),
+        ("model.hidden=3,4", (3, 4)),
+        ("model.hidden=[3]", (3,)),
+        ("model.hidden=3", (3,)),
+        ("model.hidden=()", ()),
+        ("bound.weight_prior=true", True),
+        ("train.num_epochs=3", 3.0),
+        ("optimizer.learning_rate=1e-2", 0.01),
+        ("dataset=5", "5"),
+    ],
+)
+def test_override_is_typed(override: str, value: object):
+    name = override.split("=")[0]
+    section, _, leaf = name.rpartition(".")
+    config = load(override)
+    found = (config[section] if section else config)[leaf]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("source", ["get_config = 3", "def get_config(: pass", "1 / 0", "import nosuch", "", "x = 1"])
+def test_config_file_that_is_none(source: str, tmp_path: pathlib.Path):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    with pytest.raises(InputError, match=f"{path}.* cannot be read as a config"):
+        settings.load(str(path), [])
+
+
+def test_config_file_with_other_keys(tmp_path: pathlib.Path):
+    path = tmp_path / "mine.py"
+    start = "from experiments.configs import base\ndef get_config():\n    c = base.get_config()\n"
+    path.write_text(start + "    c.model.latentdim = 3\n    return c\n")
+    with pytest.raises(InputError, match=r"unknown key model.latentdim: do you mean model.latent_dim\?"):
+        settings.load(str(path), [])
+    path.write_text(start + "    del c.model.latent_dim\n    return c\n")
+    with pytest.raises(InputError, match=r"lacks the key model\.latent_dim"):
+        settings.load(str(path), [])
+
+
+CHOICES = {
+    **{f"data set {name}": (name, []) for name in [*vae.DATASETS, "tfds:cifar10"]},
+    "sgvb_a, Gaussian of a fixed scale, adamw, cosine": (
+        "folder",
+        ["bound.name=sgvb_a", "model.scale=fixed", "optimizer.name=adamw", "optimizer.weight_decay=0.1"]
+        + ["optimizer.schedule=cosine", "optimizer.warmup_steps=1", "model.activation=gelu"],
+    ),
+    "continuous Bernoulli, adagrad, piecewise, clipping": (
+        "digits",
+        ["model.likelihood=continuous_bernoulli", "data.binarization=none", "optimizer.name=adagrad"]
+        + ["optimizer.schedule=piecewise", "optimizer.boundaries=(1,)", "optimizer.scales=(0.5,)"]
+        + ["optimizer.clip_norm=0.1", "model.activation=relu"],
+    ),
+    "static, sgd, average of the weights, prior on the weights": (
+        "digits",
+        ["data.binarization=static", "optimizer.name=sgd", "train.ema_decay=0.9", "bound.weight_prior=True"]
+        + ["model.activation=elu"],
+    ),
+    "threshold, KL warm-up, several draws": (
+        "digits",
+        ["data.binarization=threshold", "bound.kl_warmup_steps=2", "bound.num_samples=3", "bound.kl_weight=0.5"]
+        + ["model.activation=softplus", "model.hidden=(4,3)"],
+    ),
+    "grey": ("digits", ["data.binarization=grey"]),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_takes_a_step(choice: str, monkeypatch: pytest.MonkeyPatch):
+    name, overrides = CHOICES[choice]
+    monkeypatch.setattr(build, "load_data", lambda config: tiny(config.dataset))
+    small = [] if any(item.startswith("model.hidden") for item in overrides) else ["model.hidden=4"]
+    run = build.build(load(*overrides, *small, "train.batch_size=4", dataset=name))
+    state = run.init_state()
+    ema_decay = run.ema_decay
+    steps = training.train(
+        run.learner,
+        state,
+        run.feed,
+        run.preprocess["train"],
+        num_steps=2,
+        ema_decay=ema_decay,
+        devices=jax.local_devices()[:1],
+    )
+    ended, metrics = next(steps)
+    assert all(np.isfinite(values).all() for values in metrics.values())
+    ended = training.unreplicate(ended)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, ended.params)
+    assert any(jax.tree.leaves(moved))
+    assert (ended.ema_params is not None) == bool(ema_decay)
+    assert run.facts["density"] == (choice != "grey")
+    assert math.isfinite(run.learning_rate(1))
+
+
+def test_learning_rate():
+    keys = load("optimizer.learning_rate=0.5", "optimizer.schedule=cosine", "optimizer.decay_steps=10").optimizer
+    keys.warmup_steps = 4
+    rate = build.learning_rate(keys)
+    assert [rate(step) for step in range(4)] == pytest.approx([0.5 * step / 4 for step in range(4)])
+    expected = [0.25 * (1 + math.cos(math.pi * step / 10)) for step in range(11)]
+    assert [rate(4 + step) for step in range(11)] == pytest.approx(expected, abs=1e-7)
+    keys = load("optimizer.schedule=piecewise", "optimizer.boundaries=(2,5)", "optimizer.scales=(0.5,0.1)").optimizer
+    rate = build.learning_rate(keys)
+    assert [rate(step) for step in (0, 1, 3, 6)] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-5])
+
+
+def test_cosine_length_is_written_back():
+    run = build.build(load("optimizer.schedule=cosine", "optimizer.warmup_steps=100", "train.num_epochs=100"))
+    assert run.num_steps == math.ceil(100 * 1258 / 100)
+    assert run.config.optimizer.decay_steps == run.num_steps - 100
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.num_epochs=0", "above 0"),
+        ("train.num_epochs=-1", "above 0"),
+        ("train.batch_size=0", "above 0"),
+        ("model.latent_dim=0", "above 0"),
+        ("model.hidden=(0,)", "whole numbers, each at least 1"),
+        ("model.hidden=2.5", "whole numbers, each at least 1"),
+        ("seed=-1", "from 0 to"),
+        ("seed=4294967296", "from 0 to"),
+        ("data.seed=-1", "from 0 to"),
+        ("train.ema_decay=1", r"in \[0, 1\)"),
+        ("train.patience=-1", "not be negative"),
+        ("train.eval_every_steps=7", "multiple of config.train.log_every_steps"),
+        ("optimizer.weight_decay=0.1", "use --config.optimizer.name=adamw"),
+        ("optimizer.boundaries=3", "one scale a boundary"),
+        *((f"{key}=nosuch", "choose one of") for key in build._CHOICES),
+    ],
+)
+def test_value_is_refused(override: str, words: str):
+    name, _, value = override.partition("=")
+    with pytest.raises(InputError, match=words) as refused:
+        build.check(load(override))
+    assert name in str(refused.value)
+    assert value.strip("(),") in str(refused.value)
+
+
+def test_patience_needs_validation():
+    with pytest.raises(InputError, match="needs a validation split"):
+        build.build(load("train.patience=2", "data.validation_size=0"))
+
+
+def test_run_is_frozen():
+    run = build.build(load())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.num_steps = 3

@@ -1,0 +1,88 @@
+"""Pictures and the arrays behind them, from a finished run and from data that are no images."""
+
+import math
+import pathlib
+import shutil
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_configs import load, tiny
+
+from aevb import training
+from experiments import build, generate
+
+
+@pytest.fixture(scope="module")
+def artist() -> generate.Artist:
+    run = build.build(load("model.hidden=8"))
+    return generate.Artist(run, training.replicate(run.init_state().params))
+
+
+def decoded(artist: generate.Artist, z: np.ndarray) -> np.ndarray:
+    """One z at a time."""
+    vae = artist.run.model.bind({"params": artist.params})
+    return np.stack([vae.decode(row).mean for row in z.reshape(-1, 2)]).reshape(*z.shape[:-1], 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("what", "num", "shapes"),
+    [
+        ("samples", 5, {"z": (5, 2), "mean": (5, 8, 8, 1)}),
+        ("reconstructions", 5, {"x": (5, 8, 8, 1), "z": (5, 2), "mean": (5, 8, 8, 1)}),
+        ("interpolations", 3, {"z": (3, 10, 2), "mean": (3, 10, 8, 8, 1)}),
+        ("traversals", 4, {"z": (2, 4, 2), "mean": (2, 4, 8, 8, 1), "kl_per_dim": (2,)}),
+        ("manifold", 4, {"z": (4, 4, 2), "mean": (4, 4, 8, 8, 1)}),
+        ("latents", 50, {"mean": (50, 2), "label": (50,)}),
+    ],
+)
+def test_arrays(artist: generate.Artist, what: str, num: int, shapes: dict):
+    _, arrays = generate.WHAT[what][0](artist, num)
+    assert {name: array.shape for name, array in arrays.items()} == shapes
+    if "z" in arrays:
+        np.testing.assert_allclose(arrays["mean"], decoded(artist, arrays["z"]), rtol=1e-4, atol=1e-6)
+
+
+def test_latent_paths(artist: generate.Artist):
+    """Lines start and end at posterior means; traversals move one dimension; the manifold is the unit square's."""
+    ends = generate.reconstructions(artist, 6)[1]["z"]
+    lines = generate.interpolations(artist, 3)[1]["z"]
+    np.testing.assert_allclose(lines[:, [0, -1]].reshape(6, 2), ends, rtol=1e-5)
+    np.testing.assert_allclose(np.diff(lines, 2, axis=1), 0, atol=1e-5)
+    traversal = generate.traversals(artist, 7)[1]["z"]
+    np.testing.assert_allclose(traversal[0], np.stack([np.linspace(-3, 3, 7), np.zeros(7)], axis=1), atol=1e-6)
+    manifold = generate.manifold(artist, 4)[1]["z"]
+    cdf = np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(manifold)
+    np.testing.assert_allclose(cdf[0, :, 0], [0.125, 0.375, 0.625, 0.875], rtol=1e-5)
+    np.testing.assert_allclose(cdf[:, 0, 1], [0.125, 0.375, 0.625, 0.875], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["arrays", "folder"])
+def test_every_picture_of_other_shapes(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    """Vectors of 6 and 5x7 pixels in three colours, 3 latent dimensions, no labels, two test examples."""
+    monkeypatch.setattr(build, "load_data", lambda config: tiny(config.dataset))
+    run = build.build(load("model.hidden=4", "model.latent_dim=3", dataset=name))
+    params = training.replicate(run.init_state().params)
+    with mock.patch.dict(generate.REPORTED, {"samples": (generate.samples, 4)}):
+        generate.draw_all(run, params, tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == set(generate.REPORTED) - {"manifold"}
+
+
+@pytest.mark.parametrize("what", generate.WHAT)
+def test_command(command, finished: pathlib.Path, tmp_path: pathlib.Path, what: str):
+    out = tmp_path / "new" / "picture.png"
+    ended = command.ok("generate", f"--workdir={finished}", f"--what={what}", "--num=4", f"--out={out}")
+    assert ended.err == ""
+    assert {path.name for path in out.parent.iterdir()} == {"picture.png", "picture.npz"}
+    with Image.open(out) as image:
+        image.load()
+    with np.load(out.with_suffix(".npz")) as arrays:
+        assert all(np.isfinite(arrays[name]).all() for name in arrays)
+
+
+def test_into_the_figures(command, finished: pathlib.Path, tmp_path: pathlib.Path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    command.ok("generate", f"--workdir={tmp_path}", "--what=samples")
+    with np.load(tmp_path / "figures/samples.npz") as arrays:
+        assert arrays["mean"].shape == (64, 8, 8, 1)

@@ -33,12 +33,13 @@ def bernoulli_pixels(key: jax.Array, stored: jax.Array) -> jax.Array:
     """One draw of each pixel with P(1) = its value in [0, 1], float32 `[*event]`.
 
     Each pixel is compared with 16 random bits, two pixels a 32-bit word, which halves the cost of the draw: P(1) is
-    within 2^-17 of the pixel's value, and exact at 0 and 1.
+    within 2^-17 of the pixel's value, and exact at 0 and 1. Flat, because XLA's loops over 28x28x1 are slow.
     """
-    words = jax.random.bits(key, (-(-stored.size // 2),), jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: stored.size].reshape(stored.shape)
-    threshold = jnp.round(to_unit(stored) * 2**16).astype(jnp.int32)
-    return (bits < threshold).astype(jnp.float32)
+    flat = stored.reshape(-1)
+    words = jax.random.bits(key, (-(-flat.size // 2),), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: flat.size]
+    threshold = jnp.round(to_unit(flat) * 2**16).astype(jnp.int32)
+    return (bits < threshold).astype(jnp.float32).reshape(stored.shape)
 
 
 def make_preprocess(binarization: str, static_key: jax.Array | None = None) -> Preprocess:

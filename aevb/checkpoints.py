@@ -84,17 +84,18 @@ class Checkpoints:
           InputError: there are checkpoints, and none of them is whole; or the save under way could not be written.
         """
         self.wait()  # Orbax lists a step from the moment its save starts
-        passed_over = []
+        passed_over: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             damage = self._damage(step)
             if damage is None:
                 state = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
-                return state, step, passed_over
-            passed_over.append(f"checkpoint {self.folder / str(step)} is damaged ({damage})")
-            if repair:
-                self._manager.delete(step)
+                for newer in passed_over if repair else ():
+                    self._manager.delete(newer)
+                return state, step, list(passed_over.values())
+            passed_over[step] = f"checkpoint {self.folder / str(step)} is damaged ({damage})"
         if passed_over:
-            raise InputError(f"{'; '.join(passed_over)}: no whole checkpoint is left, start again in another folder")
+            sentences = "; ".join(passed_over.values())
+            raise InputError(f"{sentences}: no whole checkpoint is left, start again in another folder")
         return None
 
     def _sweep(self) -> None:

@@ -51,6 +51,8 @@ SCHEDULES: Mapping[str, Callable[[ConfigDict], optax.Schedule]] = {
     ),
 }
 SPLITS = ("train", "validation", "test")
+# Keeps the keys of the data apart from those of training where both seeds are equal: split(key)[i] is fold_in(key, i).
+DATA_STREAM = 2**31
 
 _CHOICES: Mapping[str, Iterable[str]] = {
     "data.binarization": binarization.BINARIZATIONS,
@@ -106,7 +108,7 @@ class Run:
       preprocess: from a stored example to a datapoint, for each split.
       learning_rate: a function of the step.
       num_steps: where training ends.
-      init_key, shuffle_key, eval_key: what parameters, order and evaluation derive from.
+      init_key, shuffle_key, eval_key, draw_key: what parameters, order, evaluation and pictures derive from.
     """
 
     config: ConfigDict
@@ -120,6 +122,7 @@ class Run:
     init_key: jax.Array
     shuffle_key: jax.Array
     eval_key: jax.Array
+    draw_key: jax.Array
 
     @property
     def feed(self) -> Feed:
@@ -203,8 +206,8 @@ def build(config: ConfigDict) -> Run:
         )
     if config.train.patience and not len(dataset.validation.examples):
         raise InputError("config.train.patience needs a validation split: set config.data.validation_size above 0")
-    static_keys = jax.random.split(jax.random.key(config.data.seed), len(SPLITS))
-    init_key, shuffle_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+    static_keys = jax.random.split(jax.random.fold_in(jax.random.key(config.data.seed), DATA_STREAM), len(SPLITS))
+    init_key, shuffle_key, eval_key, draw_key = jax.random.split(jax.random.key(config.seed), 4)
     return Run(
         config=config,
         dataset=dataset,
@@ -220,6 +223,7 @@ def build(config: ConfigDict) -> Run:
         init_key=init_key,
         shuffle_key=shuffle_key,
         eval_key=eval_key,
+        draw_key=draw_key,
     )
 
 

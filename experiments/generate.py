@@ -30,7 +30,7 @@ class Artist:
         self.params = training.unreplicate(params)
         self.split_name = "test" if len(run.dataset.test.examples) else "train"
         self.split = run.split(self.split_name)
-        self.key = jax.random.fold_in(run.eval_key, 1)
+        self.key = run.draw_key
         self._decode = jax.jit(jax.vmap(lambda params, z: run.model.bind({"params": params}).decode(z).mean, (None, 0)))
         self._encode = run.map_split(self._encode_one, self.split_name)
 

@@ -29,7 +29,7 @@ from tqdm import tqdm  # noqa: E402
 from aevb import training  # noqa: E402
 from aevb.checkpoints import Checkpoints  # noqa: E402
 from aevb.errors import InputError, NonFiniteError  # noqa: E402
-from experiments import build, evaluate, generate, report, settings, workdir  # noqa: E402
+from experiments import build, evaluate, settings, summary, workdir  # noqa: E402
 from experiments.build import Run  # noqa: E402
 
 # Keys that may change between two starts of one run: where the data lies, what is looked at, how long it goes on.
@@ -256,100 +256,9 @@ def make_validation(run: Run) -> Callable[[Any], dict[str, float]]:
 
     def validate(state: Any) -> dict[str, float]:
         params = evaluate.evaluated_params(state)
-        return mean_bound(training.collect(mapped(params, run.dataset.validation, run.eval_key)))
+        return summary.mean_bound(training.collect(mapped(params, run.dataset.validation, run.eval_key)))
 
     return validate
-
-
-def mean_bound(each: Any) -> dict[str, float]:
-    """The mean of a bound over examples, with its parts, nats per datapoint."""
-    mean = jax.tree.map(lambda values: float(values.mean(dtype=np.float64)), each)
-    return {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl}
-
-
-def finish(run: Run, folder: epath.Path, state: Any, rows: list[dict[str, Any]], timings: dict[str, Any]) -> None:
-    """Evaluate, draw, summarise and report."""
-    from aevb import figures
-
-    which, step = "last", rows[-1]["step"]
-    params = evaluate.evaluated_params(state)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    figures.save(figures.learning_curves(rows), folder / "figures" / "learning_curves.png")
-    bounds = {name: final_and_best(rows, name) for name in ("train", "validation")}
-    evaluation = None
-    if len(run.dataset.test.examples):
-        bounds["test"], best = test_bounds(run, folder, params, step)
-        if run.patience and best is not None:
-            which, (params, step) = "best", best
-        print(f"evaluating the test split with {run.num_importance_samples} importance samples", flush=True)
-        evaluation = evaluate.evaluate(run, params, "test", run.num_importance_samples)
-        evaluation |= {"checkpoint": which, "step": step}
-        workdir.write_json(folder / "evaluation.json", evaluation)
-    generate.draw_all(run, params, folder / "figures")
-    show_figures(folder, rows[-1]["step"])
-    summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation} | timings
-    workdir.write_json(folder / "summary.json", summary | {"total_seconds": time.time() - _STARTED})
-    page = report.write(folder)
-    if evaluation:
-        print(
-            f"test: elbo {evaluation['elbo']:.2f}, nll {evaluation['nll']:.2f} +- {evaluation['nll_stderr']:.2f} nats "
-            f"({evaluation['num_samples']} importance samples, {evaluation['num_examples']} examples, "
-            f"binarization {evaluation['binarization']}{'' if evaluation['density'] else ': not a density'})"
-        )
-    print(f"look at {page}", flush=True)
-
-
-def show_figures(folder: epath.Path, step: int) -> None:
-    """Put the figures on TensorBoard."""
-    from PIL import Image
-    from tensorboardX import SummaryWriter
-
-    with SummaryWriter(str(folder / "tensorboard")) as board:
-        for path in sorted((folder / "figures").glob("[!.]*.png")):
-            with Image.open(path) as image:
-                board.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
-
-
-def test_bounds(run: Run, folder: epath.Path, params: Any, step: int) -> tuple[dict[str, Any], Any]:
-    """The bound on the test split at the last step and at the one best on validation, and the latter's parameters."""
-    mapped = run.map_split(evaluate.datapoint_bound(run), "test", batches=10)
-
-    def bound(params: Any, step: int) -> dict[str, Any]:
-        each = training.collect(mapped(params, run.dataset.test, run.eval_key))
-        evaluate.check_finite(each, f"the bound on the test split at step {step}")
-        return mean_bound(each) | {"step": step}
-
-    final = bound(params, step)
-    try:
-        best = evaluate.restore_params(run, folder, "best")
-    except InputError as error:
-        print(f"{error}; the last one is used instead", file=sys.stderr, flush=True)
-        best = None
-    return {"final": final, "best": bound(*best) if best else final}, best
-
-
-def final_and_best(rows: list[dict[str, Any]], split: str) -> dict[str, Any]:
-    """The last and the highest bound of a split among the rows; nothing if it has none."""
-    bounds = [
-        {key: row[key] for key in ("elbo", "log_likelihood", "kl", "step")} for row in rows if row["split"] == split
-    ]
-    return {"final": bounds[-1], "best": max(bounds, key=lambda row: row["elbo"])} if bounds else {}
-
-
-def summarise(run: Run, state: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What summary.json says apart from results and times; two equal runs agree on all of it."""
-    step = rows[-1]["step"]
-    return {
-        "status": "early_stopped" if step < run.num_steps else "finished",
-        **run.facts,
-        "step": step,
-        "num_steps": run.num_steps,
-        "examples_seen": step * run.batch_size,
-        "num_examples": {name: len(getattr(run.dataset, name).examples) for name in build.SPLITS},
-        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(training.unreplicate(state.params))),
-        "versions": workdir.versions(),
-        "hardware": workdir.hardware(),
-    }
 
 
 def finished(run: Run, folder: epath.Path) -> str | None:
@@ -357,12 +266,25 @@ def finished(run: Run, folder: epath.Path) -> str | None:
     path = folder / "summary.json"
     if not path.exists():
         return None
-    summary = workdir.read_json(path)
-    if summary["status"] == "early_stopped":
-        return f"{folder} is finished: it stopped early at step {summary['step']}; look at {folder / 'report.html'}"
-    if summary["step"] < run.num_steps:
+    told = workdir.read_json(path)
+    if told["status"] == "early_stopped":
+        return f"{folder} is finished: it stopped early at step {told['step']}; look at {folder / 'report.html'}"
+    if told["step"] < run.num_steps:
         return None
     return f"{folder} is finished; look at {folder / 'report.html'}, or raise --config.{LENGTHENING} to go on"
+
+
+def describe(run: Run) -> str:
+    """What is about to be trained, on what."""
+    counts = ", ".join(f"{len(getattr(run.dataset, name).examples):,} {name}" for name in build.SPLITS)
+    shape = "x".join(map(str, run.dataset.event_shape))
+    params = jax.eval_shape(run.init_state).params
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return (
+        f"{run.dataset.name}: {counts} examples of {shape}, binarization {run.facts['binarization']}, "
+        f"likelihood {run.facts['likelihood']}; {size:,} parameters, {run.num_steps:,} steps on "
+        f"{jax.local_device_count()} {jax.default_backend()} device(s)"
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -375,11 +297,12 @@ def main(argv: list[str]) -> None:
     if end := finished(run, folder):
         print(end)
         return
+    print(describe(run), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     workdir.sweep(folder)
     workdir.write_json(folder / "config.json", run.config.to_dict())
     (folder / "summary.json").unlink(missing_ok=True)  # of a shorter run that now goes on
-    finish(run, folder, *train(run, folder))
+    summary.finish(run, folder, *train(run, folder), started=_STARTED)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def load(
         raise InputError(f"unknown data set {name!r}; known are {names}, and tfds:NAME")
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and not folder.exists():
-        raise InputError(f"the data folder {folder} does not exist; create it or correct data_dir")
+        raise InputError(
+            f"the data folder {folder} does not exist; correct data_dir (--config.data.dir or AEVB_DATA_DIR)"
+        )
     parts = SOURCES[source](name, folder, memory_limit_mb)
     return divide(
         name,

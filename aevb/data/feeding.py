@@ -6,6 +6,9 @@ memory lives on the device and is shuffled and gathered there; one that is not s
 """
 
 import functools
+import multiprocessing
+import os
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +86,8 @@ class Streaming:
         if self._next_step != first:
             ahead = self._batches[first:].to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=64))
             if self._num_workers:
-                ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
+                options = grain.MultiprocessingOptions(num_workers=self._num_workers)
+                ahead = ahead.mp_prefetch(options, worker_init_fn=_leave_with_parent)
             self._iterator = iter(ahead)
         self._next_step = first + num
         return jax.tree.map(lambda *leaves: np.stack(leaves), *[next(self._iterator) for _ in range(num)])
@@ -93,6 +97,17 @@ class Streaming:
         """The examples themselves: they came with the step."""
         del resident
         return fed
+
+
+def _leave_with_parent(worker: int, num_workers: int) -> None:
+    """End this worker process when the training process is gone; Grain's would read on for ever after a kill -9."""
+    del worker, num_workers
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Source:

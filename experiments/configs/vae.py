@@ -15,6 +15,7 @@ _MNIST = {
         "log_every_steps": 250,
         "eval_every_steps": 500,
         "checkpoint_every_steps": 2500,
+        "ema_decay": 0.999,
     },
 }
 
@@ -26,7 +27,8 @@ DATASETS = {
     "digits": {
         "data": {"binarization": "dynamic"},
         "model": {"hidden": (200,), "latent_dim": 2},
-        "train": {"num_epochs": 200.0, "eval_every_steps": 100},
+        "optimizer": {"learning_rate": 4e-3},
+        "train": {"num_epochs": 300.0, "eval_every_steps": 100},
     },
     "mnist": _MNIST,
     "fashion_mnist": _MNIST,

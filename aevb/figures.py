@@ -296,7 +296,8 @@ def _show_the_bulk(axes: Axes, curves: list[np.ndarray]) -> None:
     margin = max(0.06 * np.ptp(later), 0.05)
     low, high = later.min() - margin, later.max() + margin
     axes.set_ylim(low, high)
-    style = {"transform": axes.transAxes, "fontsize": FONT - 2, "color": INK, "ha": "right"}
+    style = {"transform": axes.transAxes, "fontsize": FONT - 2, "color": INK, "ha": "right", "zorder": 5}
+    style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # readable over a curve
     if everything.min() < low:
         text = f"starts at {everything.min():,.0f} ↓".replace("-", "−")
         axes.text(0.99, 0.03, text, va="bottom", **style)

@@ -297,8 +297,8 @@ def main(argv: list[str]) -> None:
     if end := finished(run, folder):
         print(end)
         return
-    print(describe(run), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
+    print(describe(run), flush=True)
     workdir.sweep(folder)
     workdir.write_json(folder / "config.json", run.config.to_dict())
     (folder / "summary.json").unlink(missing_ok=True)  # of a shorter run that now goes on

@@ -195,7 +195,11 @@ def test_no_network(tmp_path, monkeypatch, name):
 
 
 def test_a_name_server_that_never_answers(monkeypatch):
-    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: time.sleep(30))
+    def hang(request, timeout: float) -> None:
+        time.sleep(30)
+        raise TimeoutError
+
+    monkeypatch.setattr("urllib.request.urlopen", hang)
     monkeypatch.setattr("threading.Thread.join", lambda self, timeout: None)
     with pytest.raises(InputError, match=r"cannot reach example\.org .no answer in time"):
         published.check_reachable("https://example.org/file")

@@ -208,8 +208,8 @@ def test_learning_rate():
     assert [rate(step) for step in range(4)] == pytest.approx([0.5 * step / 4 for step in range(4)])
     expected = [0.25 * (1 + math.cos(math.pi * step / 10)) for step in range(11)]
     assert [rate(4 + step) for step in range(11)] == pytest.approx(expected, abs=1e-7)
-    keys = load("optimizer.schedule=piecewise", "optimizer.boundaries=(2,5)", "optimizer.scales=(0.5,0.1)").optimizer
-    rate = build.learning_rate(keys)
+    piecewise = ["optimizer.schedule=piecewise", "optimizer.boundaries=(2,5)", "optimizer.scales=(0.5,0.1)"]
+    rate = build.learning_rate(load("optimizer.learning_rate=0.001", *piecewise).optimizer)
     assert [rate(step) for step in (0, 1, 3, 6)] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-5])
 
 

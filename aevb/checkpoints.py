@@ -46,15 +46,26 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Start saving a tree of arrays as this step, after any save still under way; a step already there stays.
 
+        Steps only go up: see `forget_after`.
+
         Raises:
           InputError: the save before this one could not be written.
+          ValueError: a later step is there.
         """
         self.wait()
         if step not in self._manager.all_steps():
             self._saving = step
             with _DiskErrors(self.folder):
                 self._sweep()
-                self._manager.save(step, args=self._ocp.args.StandardSave(state))
+                if not self._manager.save(step, args=self._ocp.args.StandardSave(state)):
+                    raise ValueError(f"step {step} is not saved: {self.folder} has step {self._manager.latest_step()}")
+
+    def forget_after(self, step: int) -> None:
+        """Remove every step after this one: a run that goes on from an earlier step makes them again."""
+        self.wait()
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
 
     def wait(self) -> None:
         """Return when the last save is whole on disk.
@@ -70,12 +81,11 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def restore(self, target: Any, *, repair: bool = False) -> tuple[Any, int, list[str]] | None:
+    def restore(self, target: Any) -> tuple[Any, int, list[str]] | None:
         """The newest step whose files are all as they were saved, after any save still under way.
 
         Args:
           target: a tree of arrays of the shapes and dtypes to restore.
-          repair: remove damaged steps newer than the one restored, so that they can be saved again.
 
         Returns:
           The tree, its step, and a sentence for each newer step that was passed over; None if nothing was ever saved.
@@ -84,18 +94,15 @@ class Checkpoints:
           InputError: there are checkpoints, and none of them is whole; or the save under way could not be written.
         """
         self.wait()  # Orbax lists a step from the moment its save starts
-        passed_over: dict[int, str] = {}
+        passed_over = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             damage = self._damage(step)
             if damage is None:
                 state = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
-                for newer in passed_over if repair else ():
-                    self._manager.delete(newer)
-                return state, step, list(passed_over.values())
-            passed_over[step] = f"checkpoint {self.folder / str(step)} is damaged ({damage})"
+                return state, step, passed_over
+            passed_over.append(f"checkpoint {self.folder / str(step)} is damaged ({damage})")
         if passed_over:
-            sentences = "; ".join(passed_over.values())
-            raise InputError(f"{sentences}: no whole checkpoint is left, start again in another folder")
+            raise InputError(f"{'; '.join(passed_over)}: no whole checkpoint is left here, copy one back or train anew")
         return None
 
     def _sweep(self) -> None:

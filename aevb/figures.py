@@ -26,9 +26,9 @@ MAX_CELL = 1.4  # inches: a grid of a few cells does not fill the width
 GAP = 3  # pixels between cells
 FONT = 13  # points
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#B4B9BE", "#333333"  # two of Okabe and Ito's, two neutral
-CLASSES = (  # Petroff's ten (arXiv:2107.02270), told apart with any colour vision
-    *("#3F90DA", "#FFA90E", "#BD1F01", "#94A4A2", "#832DB6"),
-    *("#A96B59", "#E76300", "#B9AC70", "#717581", "#92DADD"),
+CLASSES = (  # Okabe and Ito's eight, and two between them
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"),
+    *("#56B4E9", "#F0E442", "#000000", "#882255", "#999999"),
 )
 MAX_TRAVERSALS = 20  # rows
 PROFILE = (60, 100)  # height and width, in pixels, of the card that holds a line

@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aevb.data import Split
-from aevb.data.binarization import Preprocess, make_preprocess
+from aevb.data.arrays import converted
+from aevb.data.binarization import Preprocess, check_values, make_preprocess
 from aevb.data.feeding import InMemory, Streaming
 from aevb.errors import InputError, NonFiniteError
 from aevb.learners import Batch, Learner, TrainState
@@ -23,7 +24,13 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     """A copy of each leaf for each device, on a new leading axis `[devices, ...]`."""
     devices = devices or jax.local_devices()
     sharding = NamedSharding(Mesh(np.asarray(devices), (DEVICE_AXIS,)), PartitionSpec(DEVICE_AXIS))
-    return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)
+
+    def copies(leaf: Any) -> jax.Array:
+        if isinstance(leaf, np.ndarray):  # a data set: never stacked on one device
+            return jax.device_put(np.broadcast_to(leaf, (len(devices), *leaf.shape)), sharding)
+        return jax.device_put(jnp.stack([leaf] * len(devices)), sharding)
+
+    return jax.tree.map(copies, tree)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -131,7 +138,7 @@ def _check_finite(metrics: dict[str, np.ndarray], first_step: int) -> None:
     if bad.any():
         i = int(np.argmax(bad))
         raise NonFiniteError(
-            f"step {first_step + i} has loss {metrics['loss'][i]} and gradient norm {metrics['grad_norm'][i]}: "
+            f"step {first_step + i + 1} has loss {metrics['loss'][i]} and gradient norm {metrics['grad_norm'][i]}: "
             "the run stops here and keeps the last good checkpoint; lower the learning rate, clip the gradient, "
             "or look at the data"
         )
@@ -203,7 +210,7 @@ def fit(
 
     Args:
       learner: for example `aevb.learners.aevb.learner(model, optax.adam(1e-3))`.
-      examples: `[N, *event]`; uint8 stands for value / 255, floats for themselves.
+      examples: `[N, *event]`; integers 0..255 stand for value / 255, booleans for 0 and 1, floats for themselves.
       num_steps: updates to make.
       batch_size: over all local devices.
       binarization: a name of `aevb.data.binarization.BINARIZATIONS`.
@@ -213,11 +220,14 @@ def fit(
       The final state, on one device; its `params` are what the model is bound to.
 
     Raises:
-      InputError: the batch does not divide over the devices.
+      InputError: the examples are none that the likelihood has a density for, or the batch does not divide over the
+        devices.
       NonFiniteError: a loss or gradient was not finite.
     """
+    examples = converted(np.asarray(examples), "the array of examples")
+    check_values(examples, binarization, learner.support, "the array of examples")
     init_key, shuffle_key, static_key = jax.random.split(jax.random.key(seed), 3)
-    feed = InMemory(Split(np.asarray(examples), None), batch_size, shuffle_key)
+    feed = InMemory(Split(examples, None), batch_size, shuffle_key)
     preprocess = make_preprocess(binarization, static_key)
     state = learner.init(init_key)
     for replicated, _ in train(learner, state, feed, preprocess, num_steps=num_steps):

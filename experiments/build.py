@@ -95,7 +95,7 @@ _NOT_NEGATIVE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """Everything that a config stands for.
 
@@ -175,9 +175,18 @@ class Run:
             raise InputError(f"the {name} split of {self.dataset.name} is empty: choose another --split")
         return split
 
+    def split_key(self, name: str) -> jax.Array:
+        """What the evaluation of a split derives from, with the index of the example."""
+        return jax.random.fold_in(self.eval_key, SPLITS.index(name))
+
     def map_split(self, fn: Callable[[Any, jax.Array, jax.Array], Any], name: str, batches: int = 1) -> Callable:
         """`map_examples` over a split of this run, `batches` times the config's batch at once."""
         return map_examples(fn, self.preprocess[name], batches * self.eval_batch_size)
+
+    @functools.cache  # noqa: B019, a run lives as long as its process
+    def bound_of_split(self, name: str) -> Callable:
+        """`map_examples` of the trained bound, compiled once a split."""
+        return self.map_split(aevb_learner.datapoint_bound(self.model, self.bound), name, batches=10)
 
     @property
     def eval_batch_size(self) -> int:

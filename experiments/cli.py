@@ -15,7 +15,8 @@ from aevb.errors import InputError, NonFiniteError
 
 WRONG_CALL = 2  # the caller can mend it: a flag, a config key, a file
 NON_FINITE = 3  # training left the numbers
-PREEMPTED = 75  # stopped by SIGTERM, nothing broken: the same command goes on
+PREEMPTED = 75  # stopped by a signal, nothing broken: the same command goes on
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -89,31 +90,34 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def leave_on_sigterm() -> None:
-    """From now on SIGTERM ends the process at once: every file is written whole or not at all, so none breaks.
+def leave_on_signal() -> None:
+    """From now on SIGTERM or Ctrl-C ends the process at once: every file is written whole or not at all.
 
     Raising in a handler would not do: what runs at that moment may swallow the exception.
     """
 
     def leave(signum: int, frame: FrameType | None) -> None:
-        os.write(2, b"stopped by SIGTERM: run the same command to go on\n")
+        os.write(2, f"stopped by {signal.Signals(signum).name}: run the same command to go on\n".encode())
         _leave(PREEMPTED)
 
-    signal.signal(signal.SIGTERM, leave)
+    for signum in STOPS:
+        signal.signal(signum, leave)
 
 
 class Preemption:
-    """Inside this context SIGTERM is only remembered, so that the loop can save first."""
+    """Inside this context a first SIGTERM or Ctrl-C is only remembered, so that the loop can save; a second is not."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = ""  # the signal's name
 
     def __enter__(self) -> "Preemption":
-        self._before = signal.signal(signal.SIGTERM, self._remember)
+        self._before = {signum: signal.signal(signum, self._remember) for signum in STOPS}
         return self
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested = signal.Signals(signum).name
+        signal.signal(signum, self._before[signum])

@@ -27,15 +27,23 @@ from experiments import build, cli, report, workdir
 from experiments.build import Run
 
 
-def datapoint_bound(run: Run) -> Callable[[Any, jax.Array, jax.Array], bounds.Bound]:
-    """The trained bound of one datapoint at beta = 1, one draw: what validation reports."""
+def split_bound(run: Run, params: Any, name: str, max_examples: int | None = None) -> dict[str, Any]:
+    """The trained bound at beta = 1 over a split, one draw a datapoint, the same draws each time; nats per datapoint.
 
-    def one(params: Any, x: jax.Array, key: jax.Array) -> bounds.Bound:
-        vae = run.model.bind({"params": params})
-        posterior, prior = vae.encode(x), vae.prior()
-        return run.bound(bounds.draw(key, x, posterior, prior, vae.decode), posterior, prior)
-
-    return one
+    Raises:
+      NonFiniteError: the bound of a datapoint is not finite.
+    """
+    split = head(getattr(run.dataset, name), max_examples)
+    each = training.collect(run.bound_of_split(name)(params, split, run.split_key(name)))
+    check_finite(each, f"the bound on the {name} split")
+    return {
+        "elbo": float(each.elbo.mean(dtype=np.float64)),
+        "elbo_stderr": standard_error(each.elbo),
+        "log_likelihood": float(each.log_likelihood.mean(dtype=np.float64)),
+        "kl": float(each.kl.mean(dtype=np.float64)),
+        "num_samples": 1,
+        "num_examples": len(each.kl),
+    }
 
 
 def datapoint_evaluation(run: Run, num_samples: int) -> Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]:
@@ -66,7 +74,7 @@ def evaluate(
     split = head(run.split(split_name), max_examples)
     mapped = run.map_split(datapoint_evaluation(run, num_samples), split_name)
     batches = tqdm(
-        mapped(params, split, run.eval_key),
+        mapped(params, split, run.split_key(split_name)),
         total=math.ceil(len(split.examples) / run.eval_batch_size),
         desc=f"importance sampling, {num_samples} draws",
         unit="batch",
@@ -149,8 +157,8 @@ def head(split: data.Split, num: int | None) -> data.Split:
 def restore(run: Run, folder: epath.Path) -> tuple[Any, dict[str, Any]]:
     """The replicated parameters of the run in a workdir, and which checkpoint they are from.
 
-    A run that stopped early is judged by its best checkpoint on validation, any other by its last. Where an average
-    of the weights was kept, that is what comes back.
+    A run with early stopping (`patience`) is judged by its best checkpoint on validation, any other by its last. Where
+    an average of the weights was kept, that is what comes back.
 
     Raises:
       InputError: there is no whole checkpoint.
@@ -176,7 +184,7 @@ def restore_params(run: Run, folder: epath.Path, which: str) -> tuple[Any, int] 
     return training.replicate(evaluated_params(state)), step
 
 
-def restore_state(run: Run, checkpoints: Checkpoints, *, repair: bool = False) -> tuple[Any, int] | None:
+def restore_state(run: Run, checkpoints: Checkpoints) -> tuple[Any, int] | None:
     """The newest whole state and its step, None if nothing was ever saved; says which had to be passed over.
 
     Raises:
@@ -184,7 +192,7 @@ def restore_state(run: Run, checkpoints: Checkpoints, *, repair: bool = False) -
     """
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None  # Orbax's reads, should it give them up
     try:
-        restored = checkpoints.restore(run.init_state(), repair=repair)
+        restored = checkpoints.restore(run.init_state())
         sys.unraisablehook = hook
     except InputError:
         sys.unraisablehook = hook
@@ -199,7 +207,7 @@ def restore_state(run: Run, checkpoints: Checkpoints, *, repair: bool = False) -
         return None
     state, step, passed_over = restored
     for sentence in passed_over:
-        print(f"{sentence}; going on from step {step}", file=sys.stderr, flush=True)
+        print(f"{sentence}; using step {step}", file=sys.stderr, flush=True)
     return state, step
 
 

@@ -41,7 +41,9 @@ class Artist:
 
     def encode(self, num: int) -> Arrays:
         """The first `num` datapoints with the mean and KL per dimension of their posteriors."""
-        return training.collect(self._encode(self.replicated, evaluate.head(self.split, num), self.run.eval_key))
+        return training.collect(
+            self._encode(self.replicated, evaluate.head(self.split, num), self.run.split_key(self.split_name))
+        )
 
     def _encode_one(self, params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         vae = self.run.model.bind({"params": params})
@@ -53,7 +55,8 @@ def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:
     """Means of p(x | z) for `num` draws z from the prior."""
     from aevb import figures
 
-    z = np.asarray(jax.random.normal(artist.key, (num, artist.run.model.latent_dim)))
+    prior = artist.run.model.bind({"params": artist.params}).prior()
+    z = np.asarray(jax.vmap(prior.sample)(jax.random.split(artist.key, num)))
     arrays = {"z": z, "mean": artist.decode(z)}
     return figures.samples(arrays["mean"]), arrays
 
@@ -130,7 +133,7 @@ WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
     "samples": (samples, 64),
     "reconstructions": (reconstructions, 10),
     "interpolations": (interpolations, 8),
-    "traversals": (traversals, 9),
+    "traversals": (traversals, 7),
     "manifold": (manifold, 20),
     "latents": (latents, 10_000),
 }

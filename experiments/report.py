@@ -14,6 +14,7 @@ import jinja2
 from absl import flags
 from etils import epath
 
+from experiments import cli
 from experiments.workdir import flatten, read_json, read_metrics, write_text
 
 # What to look for in each picture, in the order of the page.
@@ -23,7 +24,7 @@ CAPTIONS = {
     "reconstructions.png": "Reconstructions: data above what the model decodes from its latents. "
     "What is blurred or lost, the latents do not carry.",
     "samples.png": "Samples: decoded from draws of the prior. Compare their sharpness and their variety with the data.",
-    "interpolations.png": "Interpolations: paths in latent space between two framed datapoints. "
+    "interpolations.png": "Interpolations: paths in latent space between the decoded codes of two datapoints, framed. "
     "Every step should itself look like data.",
     "traversals.png": "Traversals: each row moves one latent dimension and holds the others still. "
     "A row without KL should not change.",
@@ -59,10 +60,12 @@ def write(workdir: epath.PathLike) -> epath.Path:
     config = read_json(workdir / "config.json")
     metrics = read_metrics(workdir)
     summary = _read_if_there(workdir / "summary.json")
-    evaluation = _read_if_there(workdir / "evaluation.json") or summary.get("evaluation") or {}
+    evaluation = _read_if_there(workdir / "evaluation.json")
+    if evaluation.get("split") != "test":  # of another split, asked for by hand: not what the page is about
+        evaluation = summary.get("evaluation") or evaluation
     grey = config["data"]["binarization"] == "grey"
     page = TEMPLATES.get_template("report.html.jinja").render(
-        title=f"{config['model'].get('name', 'VAE')} ({config['model']['network']}) · {config['dataset']}",
+        title=f"VAE ({config['model']['network']}) · {config['dataset']}",
         status=_status(summary, metrics),
         density=evaluation.get("density", summary.get("density", not grey)),
         headline=_headline(summary, evaluation, metrics),
@@ -203,13 +206,11 @@ def _pictures(folder: epath.Path) -> list[dict]:
 
 
 def main(argv: list[str]) -> None:
-    del argv
-    write(flags.FLAGS.workdir)
+    cli.refuse(argv)
+    print(write(cli.required("workdir", "runs/digits")))
 
 
 if __name__ == "__main__":
-    from experiments import cli
-
     # Here and not above: other commands have a --workdir of their own and import this module.
-    flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+    flags.DEFINE_string("workdir", None, "The folder of a run.")
     cli.run(main)

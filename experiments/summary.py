@@ -13,30 +13,37 @@ from aevb.errors import InputError
 from experiments import build, evaluate, generate, report, workdir
 from experiments.build import Run
 
+TRAIN_EXAMPLES = 10_000  # of the training split, at the end; it may be large
+
 
 def finish(
-    run: Run, folder: epath.Path, state: Any, rows: list[dict[str, Any]], timings: dict[str, Any], *, started: float
+    run: Run,
+    folder: epath.Path,
+    state: Any,
+    rows: list[dict[str, Any]],
+    first_step_seconds: float | None,
+    *,
+    started: float,
 ) -> None:
     """Evaluate, draw, summarise and report."""
     from aevb import figures
 
-    which, step = "last", rows[-1]["step"]
-    params = evaluate.evaluated_params(state)
+    final = evaluate.evaluated_params(state), rows[-1]["step"]
+    best = best_params(run, folder) or final
+    which, (params, step) = ("best", best) if run.patience else ("last", final)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     figures.save(figures.learning_curves(rows), folder / "figures" / "learning_curves.png")
-    bounds = {name: final_and_best(rows, name) for name in ("train", "validation")}
+    bounds = final_and_best(run, final, best)
     evaluation = None
     if len(run.dataset.test.examples):
-        bounds["test"], best = test_bounds(run, folder, params, step)
-        if run.patience and best is not None:
-            which, (params, step) = "best", best
         print(f"evaluating the test split with {run.num_importance_samples} importance samples", flush=True)
         evaluation = evaluate.evaluate(run, params, "test", run.num_importance_samples)
         evaluation |= {"checkpoint": which, "step": step}
         workdir.write_json(folder / "evaluation.json", evaluation)
     generate.draw_all(run, params, folder / "figures")
     show_figures(folder, rows[-1]["step"])
-    summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation} | timings
+    summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation}
+    summary |= speed(run, rows) | {"first_step_seconds": first_step_seconds}
     workdir.write_json(folder / "summary.json", summary | {"total_seconds": time.time() - started})
     page = report.write(folder)
     if evaluation:
@@ -59,36 +66,34 @@ def show_figures(folder: epath.Path, step: int) -> None:
                 board.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
 
-def test_bounds(run: Run, folder: epath.Path, params: Any, step: int) -> tuple[dict[str, Any], Any]:
-    """The bound on the test split at the last step and at the one best on validation, and the latter's parameters."""
-    mapped = run.map_split(evaluate.datapoint_bound(run), "test", batches=10)
-
-    def bound(params: Any, step: int) -> dict[str, Any]:
-        each = training.collect(mapped(params, run.dataset.test, run.eval_key))
-        evaluate.check_finite(each, f"the bound on the test split at step {step}")
-        return mean_bound(each) | {"step": step}
-
-    final = bound(params, step)
+def best_params(run: Run, folder: epath.Path) -> tuple[Any, int] | None:
+    """The parameters best on validation, and their step; None, and a sentence, if they cannot be had."""
     try:
-        best = evaluate.restore_params(run, folder, "best")
+        return evaluate.restore_params(run, folder, "best")
     except InputError as error:
         print(f"{error}; the last one is used instead", file=sys.stderr, flush=True)
-        best = None
-    return {"final": final, "best": bound(*best) if best else final}, best
+        return None
 
 
-def mean_bound(each: Any) -> dict[str, float]:
-    """The mean of a bound over examples, with its parts, nats per datapoint."""
-    mean = jax.tree.map(lambda values: float(values.mean(dtype=np.float64)), each)
-    return {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl}
+def final_and_best(run: Run, final: tuple[Any, int], best: tuple[Any, int]) -> dict[str, Any]:
+    """The bound on each split at the last step and at the one best on validation; of training, its first examples."""
+    return {
+        name: {
+            which: evaluate.split_bound(run, params, name, TRAIN_EXAMPLES if name == "train" else None) | {"step": step}
+            for which, (params, step) in (("final", final), ("best", best))
+        }
+        for name in build.SPLITS
+        if len(getattr(run.dataset, name).examples)
+    }
 
 
-def final_and_best(rows: list[dict[str, Any]], split: str) -> dict[str, Any]:
-    """The last and the highest bound of a split among the rows; nothing if it has none."""
-    bounds = [
-        {key: row[key] for key in ("elbo", "log_likelihood", "kl", "step")} for row in rows if row["split"] == split
-    ]
-    return {"final": bounds[-1], "best": max(bounds, key=lambda row: row["elbo"])} if bounds else {}
+def speed(run: Run, rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Seconds of training, over every start of the run, and the median rate of its calls, which no compiling slows."""
+    rows = [row for row in rows if row["split"] == "train"]
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    rates = [row["examples_per_second"] for row in rows]
+    seconds = float((steps * run.batch_size / np.asarray(rates)).sum())
+    return {"train_seconds": seconds, "examples_per_second": float(np.median(rates))}
 
 
 def summarise(run: Run, state: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:

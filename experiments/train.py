@@ -10,14 +10,13 @@ _STARTED = time.time()  # before the heavy imports: what a person waits for
 from experiments import cli  # noqa: E402
 
 if __name__ == "__main__":
-    cli.leave_on_sigterm()  # also in the middle of the imports, which take seconds
+    cli.leave_on_signal()  # also in the middle of the imports, which take seconds
 
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
 
 import jax  # noqa: E402
@@ -82,7 +81,7 @@ class Journal:
             if training_row:
                 self.bar.set_postfix_str(f"elbo {row['elbo']:.2f} nats, {rate}")
             self.bar.update(row["step"] - self.bar.n)
-        elif not training_row or not self.validates or row["step"] == self.num_steps:
+        else:
             print(
                 f"step {row['step']}/{self.num_steps} {row['split']}: elbo {row['elbo']:.2f} nats "
                 f"(log-likelihood {row['log_likelihood']:.2f}, kl {row['kl']:.2f}){rate and ', ' + rate}",
@@ -138,11 +137,12 @@ def _check_room(folder: epath.Path, run: Run) -> None:
         )
 
 
-def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
-    """Train from the last whole checkpoint to the end, or until stopped early or by SIGTERM.
+def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], float | None]:
+    """Train from the last whole checkpoint to the end, or until stopped early or by a signal.
 
     Returns:
-      The replicated state at the end, the rows of metrics.jsonl, and the timings of this start.
+      The replicated state at the end, the rows of metrics.jsonl, and the seconds from the start to the end of the
+      first call; None if no step was left to make.
     """
     keys = run.config.train
     with contextlib.ExitStack() as stack:
@@ -153,8 +153,7 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], dict
         )
         state, first = resume(run, folder, last, best)
         journal = stack.enter_context(contextlib.closing(open_journal(run, folder, first)))
-        validate = make_validation(run)
-        replicated, step, seconds, first_step_seconds = training.replicate(state), first, 0.0, None
+        replicated, step, first_step_seconds = training.replicate(state), first, None
         steps = training.train(
             run.learner,
             state,
@@ -166,16 +165,16 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], dict
         )
         started = time.perf_counter()
         for replicated, metrics in steps:
-            seconds += (elapsed := time.perf_counter() - started)
+            elapsed = time.perf_counter() - started
             first_step_seconds = first_step_seconds or time.time() - _STARTED
             step += len(metrics["loss"])
             journal.add(training_row(run, step, metrics, elapsed))
             at_end = step == run.num_steps
             if journal.validates and (at_end or step % keys.eval_every_steps == 0):
                 row = {"step": step, "split": "validation", "examples_seen": step * run.batch_size}
-                journal.add(row | validate(replicated))
+                journal.add(row | evaluate.split_bound(run, evaluate.evaluated_params(replicated), "validation"))
                 bounds = validation_bounds(journal.rows)
-                if bounds[-1] >= max(bounds):
+                if bounds[-1] > max(bounds[:-1], default=-math.inf):
                     save(best, step, replicated)
             ended = at_end or stopped_early(run, journal.rows)
             if ended or preemption.requested or step % keys.checkpoint_every_steps == 0:
@@ -186,13 +185,9 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], dict
                 break
             started = time.perf_counter()
     if preemption.requested:
-        cli.fail(f"stopped by SIGTERM at step {step}, saved: run the same command to go on", cli.PREEMPTED)
-    timings = {
-        "train_seconds": seconds,
-        "first_step_seconds": first_step_seconds,
-        "examples_per_second": (step - first) * run.batch_size / seconds if seconds else None,
-    }
-    return replicated, journal.rows, timings
+        stopped = f"stopped by {preemption.requested} at step {step}"
+        cli.fail(f"{stopped}, saved: run the same command to go on", cli.PREEMPTED)
+    return replicated, journal.rows, first_step_seconds
 
 
 def save(checkpoints: Checkpoints, step: int, replicated: Any) -> None:
@@ -205,15 +200,19 @@ def save(checkpoints: Checkpoints, step: int, replicated: Any) -> None:
 def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -> tuple[Any, int]:
     """The state to start from, and its step; says which checkpoints had to be passed over."""
     try:
-        restored = evaluate.restore_state(run, last, repair=True)
+        restored = evaluate.restore_state(run, last)
     except InputError as error:
         restored = evaluate.restore_state(run, best)
         if restored is None:
             raise
         print(f"{error}; going on from the best one, step {restored[1]}", file=sys.stderr, flush=True)
+        last.forget_after(-1)
+        last.save(restored[1], restored[0])
+    state, step = restored or (run.init_state(), 0)
+    for checkpoints in (last, best):
+        checkpoints.forget_after(step)  # damaged ones, and those of steps that are now made again
     if restored is None:
-        return run.init_state(), 0
-    state, step = restored
+        return state, step
     if step < run.num_steps:
         print(f"resuming {folder} at step {step} of {run.num_steps}", flush=True)
     return state, step
@@ -250,17 +249,6 @@ def training_row(run: Run, step: int, metrics: dict[str, np.ndarray], elapsed: f
     }
 
 
-def make_validation(run: Run) -> Callable[[Any], dict[str, float]]:
-    """From a replicated state to the mean bound over the validation split, the same draws each time."""
-    mapped = run.map_split(evaluate.datapoint_bound(run), "validation", batches=10)
-
-    def validate(state: Any) -> dict[str, float]:
-        params = evaluate.evaluated_params(state)
-        return summary.mean_bound(training.collect(mapped(params, run.dataset.validation, run.eval_key)))
-
-    return validate
-
-
 def finished(run: Run, folder: epath.Path) -> str | None:
     """What to say of the run in the folder if it has come to its end and its summary is written."""
     path = folder / "summary.json"
@@ -278,6 +266,10 @@ def describe(run: Run) -> str:
     """What is about to be trained, on what."""
     counts = ", ".join(f"{len(getattr(run.dataset, name).examples):,} {name}" for name in build.SPLITS)
     shape = "x".join(map(str, run.dataset.event_shape))
+    examples = run.dataset.train.examples
+    if isinstance(examples, np.ndarray) and examples.dtype != np.uint8:
+        low, high = examples.min(), examples.max()
+        shape += f" from {low:.4g} to {high:.4g}" + (" (clipped to [0, 1] in pictures)" * bool(low < 0 or high > 1))
     params = jax.eval_shape(run.init_state).params
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return (

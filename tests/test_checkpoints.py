@@ -140,12 +140,14 @@ def test_when_every_step_is_damaged_nothing_is_restored(run):
         restore(run)
 
 
-def test_repair_removes_the_damaged_step_so_that_it_can_be_saved_again(run):
+def test_a_forgotten_step_can_be_saved_again_and_an_earlier_one_is_never_passed_over_in_silence(run):
     flip(run / "20" / "default" / "_METADATA")
     assert restore(run)[1] == 10
     assert (run / "20").exists()
     opened = Checkpoints(run, keep=2)
-    assert opened.restore(state(0), repair=True)[1] == 10
+    with pytest.raises(ValueError, match="step 15 is not saved"):
+        opened.save(15, state(15))
+    opened.forget_after(10)
     opened.save(20, state(20))
     opened.close()
     assert_is(restore(run)[0], 20)
@@ -161,7 +163,7 @@ def test_a_step_already_there_is_not_overwritten(run):
 def test_restoring_waits_for_the_save_under_way(tmp_path):
     saved = Checkpoints(tmp_path / "run")
     saved.save(1, state(1))
-    restored, step, passed_over = saved.restore(state(0), repair=True)
+    restored, step, passed_over = saved.restore(state(0))
     assert (step, passed_over) == (1, [])
     assert_is(restored, 1)
     saved.close()

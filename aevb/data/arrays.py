@@ -105,7 +105,7 @@ def _load(path: Path, memory_limit_mb: int) -> dict[str, np.ndarray]:
             content = np.load(file, allow_pickle=False)
             return {path.stem: content} if isinstance(content, np.ndarray) else dict(content)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())
+        reason = "not a file of plain arrays" if "pickle" in str(error) else " ".join(str(error).split())
         raise InputError(f"cannot read {path} ({reason}); write it again by np.save or np.savez") from error
 
 

@@ -9,7 +9,7 @@ Which binarization was used decides which numbers a likelihood can be compared w
 - `grey`: values in [0, 1] given to a Bernoulli as if they were draws; what comes out is not a density.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -68,36 +68,50 @@ def make_preprocess(binarization: str, static_key: jax.Array | None = None) -> P
 
 
 def check_values(examples: np.ndarray | RandomAccess, binarization: str, support: str, what: str) -> None:
-    """Refuse examples that the likelihood has no density for.
+    """Refuse examples that the likelihood has no density for; every value is looked at, also of a set on disk.
 
     Args:
-      examples: stored examples, `[N, *event]`; of a set that stays on disk, 100 spread over it are looked at.
+      examples: stored examples, `[N, *event]`.
       binarization: a name of `BINARIZATIONS`.
       support: the likelihood's, "binary", "unit" or "real".
       what: how to call the examples in the message.
 
     Raises:
-      InputError: values outside [0, 1] that a binarization or the likelihood needs inside, or grey values for a
-        Bernoulli without a binarization.
+      InputError: `grey` for a likelihood that has a density of grey values, values outside [0, 1] that a binarization
+        or the likelihood needs inside, or grey values for a Bernoulli without a binarization.
     """
+    if binarization == "grey" and support != "binary":
+        raise InputError(
+            "binarization 'grey' gives grey values to a Bernoulli likelihood, and this one has a density for them: "
+            "use --config.data.binarization=none"
+        )
     if len(examples) == 0:
         return
-    if not isinstance(examples, np.ndarray):
-        examples = np.stack([examples[int(i)] for i in np.linspace(0, len(examples) - 1, 100)])
-    is_bytes = examples.dtype == np.uint8
-    low, high = (0.0, 1.0) if is_bytes else (float(examples.min()), float(examples.max()))
-    if (binarization != "none" or support != "real") and not (low >= 0 and high <= 1):  # so NaN is refused
-        raise InputError(
-            f"{what} has values from {low:.4g} to {high:.4g}, but binarization {binarization!r} with a likelihood on "
-            f"{support!r} values needs them in [0, 1]: rescale the data, store them as uint8 0..255, or use "
-            "--config.model.likelihood=gaussian with --config.data.binarization=none"
-        )
-    if support == "binary" and binarization == "none" and not _is_binary(examples, 255 if is_bytes else 1):
+    is_bytes = examples[0].dtype == np.uint8
+    if not is_bytes and (binarization != "none" or support != "real"):
+        low = min(block.min() for block in _blocks(examples))
+        high = max(block.max() for block in _blocks(examples))
+        if not (low >= 0 and high <= 1):  # so NaN is refused
+            raise InputError(
+                f"{what} has values from {low:.4g} to {high:.4g}, but binarization {binarization!r} with a likelihood "
+                f"of {support!r} values needs them in [0, 1]: rescale the data, store them as uint8 0..255, or use "
+                "--config.model.likelihood=gaussian with --config.data.binarization=none"
+            )
+    one = 255 if is_bytes else 1
+    if support == "binary" and binarization == "none" and not all(_is_binary(b, one) for b in _blocks(examples)):
         raise InputError(
             f"{what} has grey values, and a Bernoulli likelihood is a mass on 0 and 1 only: choose "
             "--config.data.binarization=static, dynamic, threshold or grey (grey is not a density), or "
             "--config.model.likelihood=continuous_bernoulli or gaussian"
         )
+
+
+def _blocks(examples: np.ndarray | RandomAccess) -> Iterator[np.ndarray]:
+    """All examples: an array whole, a set on disk one by one."""
+    if isinstance(examples, np.ndarray):
+        yield examples
+    else:
+        yield from (examples[i] for i in range(len(examples)))
 
 
 def _is_binary(examples: np.ndarray, one: int) -> bool:

@@ -8,6 +8,7 @@ memory lives on the device and is shuffled and gathered there; one that is not s
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 from typing import Any, NamedTuple
 
@@ -100,8 +101,14 @@ class Streaming:
 
 
 def _leave_with_parent(worker: int, num_workers: int) -> None:
-    """End this worker process when the training process is gone; Grain's would read on for ever after a kill -9."""
+    """End this worker process with the training process, and not before.
+
+    After a kill -9 Grain's workers would read on for ever; and a signal to the whole group, as a terminal or a cluster
+    sends it, would take them from a training process that still wants to save.
+    """
     del worker, num_workers
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.parent_process().join()

@@ -48,12 +48,14 @@ class Learner(NamedTuple):
 
     Attributes:
       init: `key -> TrainState`.
-      update: `(state, batch, step_key, axis_name) -> (state, metrics)`: one step. Metrics are scalars; `axis_name` is
-        the mapped axis to average over, None on one device.
+      update: `(state, batch, step_key, axis_name) -> (state, metrics)`: one step. Metrics are scalars, `loss` and
+        `grad_norm` among them; `axis_name` is the mapped axis to average over, None on one device.
+      support: the values that the likelihood has a density or mass for, "binary", "unit" or "real".
     """
 
     init: Callable[[jax.Array], TrainState]
     update: Callable[[TrainState, Batch, jax.Array, str | None], tuple[TrainState, dict[str, jax.Array]]]
+    support: str = "real"
 
 
 def example_keys(step_key: jax.Array, index: jax.Array) -> jax.Array:

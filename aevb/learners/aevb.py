@@ -1,6 +1,7 @@
 """Auto-Encoding Variational Bayes: stochastic gradient ascent on a reparameterized bound (Kingma & Welling, alg. 1)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,19 @@ from aevb import bounds, models
 from aevb.learners import Batch, Learner, TrainState, device_mean, example_keys, global_norm
 
 BoundFn = Callable[..., bounds.Bound]
+
+
+def datapoint_bound(
+    model: models.VAE, bound: BoundFn, num_samples: int = 1
+) -> Callable[[Any, jax.Array, jax.Array], bounds.Bound]:
+    """`(params, x, key) -> Bound`: the bound of one datapoint x `[*event]` from `num_samples` draws of z."""
+
+    def one(params: Any, x: jax.Array, key: jax.Array) -> bounds.Bound:
+        vae = model.bind({"params": params})
+        posterior, prior = vae.encode(x), vae.prior()
+        return bound(bounds.draw(key, x, posterior, prior, vae.decode, num_samples), posterior, prior)
+
+    return one
 
 
 def learner(
@@ -54,14 +68,10 @@ def learner(
             hyperparameters={"kl_weight": jnp.asarray(kl_weight, jnp.float32)},
         )
 
-    def datapoint_bound(params: dict, x: jax.Array, key: jax.Array) -> bounds.Bound:
-        vae = model.bind({"params": params})
-        posterior, prior = vae.encode(x), vae.prior()
-        samples = bounds.draw(key, x, posterior, prior, vae.decode, num_samples)
-        return bound(samples, posterior, prior)
+    one_bound = datapoint_bound(model, bound, num_samples)
 
     def loss_fn(params: dict, batch: Batch, keys: jax.Array, beta: jax.Array) -> tuple[jax.Array, bounds.Bound]:
-        per_datapoint = jax.vmap(datapoint_bound, in_axes=(None, 0, 0))(params, batch.x, keys)
+        per_datapoint = jax.vmap(one_bound, in_axes=(None, 0, 0))(params, batch.x, keys)
         objective = per_datapoint.log_likelihood - beta * per_datapoint.kl
         if weight_prior_examples is None:
             return -objective.mean(), jax.tree.map(jnp.mean, per_datapoint)
@@ -88,4 +98,4 @@ def learner(
         params = optax.apply_updates(state.params, updates)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return Learner(init, update)
+    return Learner(init, update, model.likelihood.support)

@@ -2,6 +2,7 @@
 
 from aevb.models.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from aevb.models.posteriors import DiagonalGaussian
+from aevb.models.priors import StandardNormal
 from aevb.models.vae import VAE, generative, init, vae
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiagonalGaussian",
     "Gaussian",
+    "StandardNormal",
     "generative",
     "init",
     "vae",

@@ -10,14 +10,15 @@ from flax import linen as nn
 
 from aevb.models.likelihoods import Bernoulli
 from aevb.models.posteriors import DiagonalGaussian
+from aevb.models.priors import StandardNormal
 from aevb.networks import MLP
 
 # The subtrees of the parameters that belong to p(x, z), the paper's theta; the others are the posterior's, phi.
-GENERATIVE = ("decoder", "likelihood")
+GENERATIVE = ("decoder", "likelihood", "prior")
 
 
 class VAE(nn.Module):
-    """q(z | x) = posterior(encoder(x)), p(x | z) = likelihood(decoder(z)), p(z) = N(0, I).
+    """q(z | x) = posterior(encoder(x)), p(x | z) = likelihood(decoder(z)), p(z) = prior().
 
     Bind it to parameters to use it, inside or outside a transformation: `vae = model.bind({"params": params})`.
     Use `vae` below to put one together whose shapes fit.
@@ -27,6 +28,7 @@ class VAE(nn.Module):
     posterior: nn.Module
     decoder: nn.Module
     likelihood: nn.Module
+    prior: nn.Module  # `vae.prior()` is p(z) over z `[latent]`
     event_shape: tuple[int, ...]
     latent_dim: int
 
@@ -38,13 +40,10 @@ class VAE(nn.Module):
         """p(x | z) over x `[*event]`, for one z `[latent]`."""
         return self.likelihood(self.decoder(z))
 
-    def prior(self) -> dist.Distribution:
-        """p(z) = N(0, I) over z `[latent]`."""
-        return dist.Normal(jnp.zeros(self.latent_dim), jnp.ones(self.latent_dim)).to_event(1)
-
-    def __call__(self, x: jax.Array) -> dist.Distribution:
-        """p(x | z) at the posterior's mean: the reconstruction of one x `[*event]`."""
-        return self.decode(self.encode(x).mean)
+    def __call__(self, x: jax.Array, key: jax.Array) -> dist.Distribution:
+        """p(x | z) at one z drawn from q(z | x): one pass through every part."""
+        self.prior()
+        return self.decode(self.encode(x).sample(key))
 
 
 def vae(
@@ -54,6 +53,7 @@ def vae(
     network: Callable[[tuple[int, ...]], nn.Module] = MLP,
     posterior: nn.Module | None = None,
     likelihood: nn.Module | None = None,
+    prior: nn.Module | None = None,
 ) -> VAE:
     """A VAE whose encoder and decoder are one kind of network, with the output shapes its distributions ask for.
 
@@ -63,6 +63,7 @@ def vae(
       network: from an output shape to a linen module, for example `functools.partial(MLP, hidden=(500,))`.
       posterior: a module of `aevb.models.posteriors`; the diagonal Gaussian unless given.
       likelihood: a module of `aevb.models.likelihoods`; Bernoulli unless given.
+      prior: a module of `aevb.models.priors`; the standard normal unless given.
     """
     posterior = posterior or DiagonalGaussian()
     likelihood = likelihood or Bernoulli()
@@ -72,6 +73,7 @@ def vae(
         posterior=posterior,
         decoder=network(likelihood.output_shape(event_shape)),
         likelihood=likelihood,
+        prior=prior or StandardNormal(latent_dim),
         event_shape=event_shape,
         latent_dim=latent_dim,
     )
@@ -79,7 +81,8 @@ def vae(
 
 def init(model: VAE, init_key: jax.Array) -> dict[str, Any]:
     """Fresh parameters of every part of the model."""
-    return model.init(init_key, jnp.zeros(model.event_shape)).get("params", {})
+    draw_key = jax.random.key(0)  # what is drawn changes no parameter
+    return model.init(init_key, jnp.zeros(model.event_shape), draw_key).get("params", {})
 
 
 def generative(params: Mapping[str, Any]) -> dict[str, Any]:

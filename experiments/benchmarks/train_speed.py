@@ -122,7 +122,7 @@ def seconds(fn: Callable[[], Any]) -> float:
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    cli.refuse(argv)
     examples = images()
     contenders = {
         "aevb": aevb_epoch(examples, jax.local_devices()),

@@ -62,7 +62,7 @@ def optimizer() -> dict:
         "schedule": "constant",  # constant, cosine, piecewise
         "warmup_steps": 0,  # steps of linear rise from 0, before any schedule
         "decay_steps": 0,  # length of cosine in steps; 0 is the length of the run, written back
-        "boundaries": (),  # steps at which piecewise multiplies the step size
+        "boundaries": (),  # steps, counted from the end of the warm-up, at which piecewise multiplies the step size
         "scales": (),  # by how much, one factor a boundary
         "weight_decay": 0.0,  # decoupled, of adamw
         "clip_norm": 0.0,  # largest global norm of a gradient; 0 does not clip

@@ -2,8 +2,8 @@
 
 python -m experiments.train --config=experiments/configs/vae.py:DATASET --workdir=runs/DATASET
 
-As measured on 2 cores of an AMD EPYC, Python 3.11, JAX 0.10.2, seed 0; nats per test image at beta = 1, the NLL from 1000
-importance samples; training time, and time in all:
+As measured on 2 cores of an AMD EPYC, Python 3.11, JAX 0.10.2, seed 0; nats per test image at beta = 1, the NLL from
+1000 importance samples; training time, and time in all:
 
 | data set | binarization | latents | test ELBO | test NLL | training | in all |
 | --- | --- | --- | --- | --- | --- | --- |

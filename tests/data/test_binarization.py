@@ -125,6 +125,8 @@ GREY_BYTES = np.uint8([[0, 255], [128, 0]])
     [
         (OUTSIDE, "dynamic", "binary", r"mine has values from -0\.25 to 3\.5, but binarization 'dynamic' .*'binary'"),
         (OUTSIDE, "static", "real", r"values from -0\.25 to 3\.5, but binarization 'static'"),
+        (GREY_BYTES, "grey", "real", r"binarization 'grey' gives grey values to a Bernoulli likelihood"),
+        (GREY_BYTES, "grey", "unit", r"use --config\.data\.binarization=none"),
         (OUTSIDE, "threshold", "binary", r"values from -0\.25 to 3\.5"),
         (OUTSIDE, "grey", "binary", r"values from -0\.25 to 3\.5"),
         (OUTSIDE, "none", "unit", r"values from -0\.25 to 3\.5, but binarization 'none' .*'unit'"),

@@ -39,7 +39,7 @@ def test_first_examples():
     run = build.build(load("model.hidden=8"))
     params = training.replicate(run.init_state().params)
     mapped = run.map_split(evaluate.datapoint_evaluation(run, 5), "test")
-    each = training.collect(mapped(params, run.split("test"), run.eval_key))
+    each = training.collect(mapped(params, run.split("test"), run.split_key("test")))
     first = evaluate.evaluate(run, params, "test", 5, max_examples=30)
     assert first["num_examples"] == 30
     assert first["nll"] == pytest.approx(-each["log_marginal"][:30].mean(), rel=1e-5)
@@ -95,7 +95,7 @@ def test_damaged_checkpoint(command, finished: pathlib.Path, tmp_path: pathlib.P
     ended = command.ok("evaluate", f"--workdir={tmp_path}", "--num_samples=2", "--max_examples=5")
     assert json.loads(ended.out)["step"] == 30
     assert "38 is damaged" in ended.err
-    assert ended.err.endswith("going on from step 30\n")
+    assert ended.err.endswith("using step 30\n")
     os.truncate(largest_file(tmp_path / "checkpoints/last/30"), 10)
     ended = command("evaluate", f"--workdir={tmp_path}")
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)

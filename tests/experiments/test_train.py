@@ -85,7 +85,8 @@ def test_what_a_run_leaves(finished: pathlib.Path):
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     parts = {"step", "split", "examples_seen", "elbo", "log_likelihood", "kl"}
     more = {"examples_per_second", "kl_weight", "learning_rate", "grad_norm", "loss"}
-    assert all(set(row) == (parts | more if row["split"] == "train" else parts) for row in rows)
+    whole = {"elbo_stderr", "num_samples", "num_examples"}
+    assert all(set(row) == parts | (more if row["split"] == "train" else whole) for row in rows)
     assert all(row["elbo"] == pytest.approx(row["log_likelihood"] - row["kl"]) for row in rows)
     assert [row["step"] for row in rows if row["split"] == "train"] == [5, 10, 15, 20, 25, 30, 35, 38]
     assert [row["step"] for row in rows if row["split"] == "validation"] == [10, 20, 30, 38]
@@ -191,8 +192,15 @@ def test_damaged_checkpoint(command, finished: pathlib.Path, tmp_path: pathlib.P
     flip_a_bit(step)
     ended = command.ok("train", *SMALL, f"--workdir={tmp_path}")
     assert f"{step} is damaged" in ended.err
-    assert ended.err.endswith("going on from step 30\n")
+    assert ended.err.endswith("using step 30\n")
     assert_same_run(tmp_path, finished)
+    for step in (tmp_path / "checkpoints/last").iterdir():
+        flip_a_bit(step)
+    (tmp_path / "summary.json").unlink()
+    ended = command.ok("train", *SMALL, f"--workdir={tmp_path}")
+    assert "going on from the best one" in ended.err
+    assert_same_run(tmp_path, finished)
+    command.ok("evaluate", f"--workdir={tmp_path}", "--num_samples=2", "--max_examples=5")
 
 
 def test_not_finite(command, tmp_path: pathlib.Path):

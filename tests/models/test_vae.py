@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import linear_gaussian as lg
 import numpy as np
+import numpyro.distributions as dist
 import pytest
+from flax import linen as nn
 from scipy.special import expit
 
 from aevb import models
@@ -40,7 +42,7 @@ def test_the_first_head_is_the_mean_and_the_second_log_sigma_squared():
 
 
 @pytest.mark.parametrize("event_shape", [(5,), (3, 4, 2)])
-def test_calling_reconstructs_through_the_posteriors_mean(event_shape):
+def test_encoding_and_decoding_are_the_networks_and_the_heads(event_shape):
     model = models.vae(event_shape, 2, network=functools.partial(MLP, hidden=(7,)))
     params = models.init(model, jax.random.key(0))
     x = np.random.default_rng(0).random(event_shape)
@@ -51,7 +53,8 @@ def test_calling_reconstructs_through_the_posteriors_mean(event_shape):
         return h @ layers["output"]["kernel"] + layers["output"]["bias"]
 
     expected = expit(mlp("decoder", mlp("encoder", x.ravel())[:2])).reshape(event_shape)
-    got = model.bind({"params": params})(jnp.float32(x))
+    vae = model.bind({"params": params})
+    got = vae.decode(vae.encode(jnp.float32(x)).mean)
     assert got.event_shape == event_shape
     np.testing.assert_allclose(got.mean, expected, rtol=1e-4)
 
@@ -65,7 +68,23 @@ def test_two_keys_give_other_weights_and_one_key_the_same():
     assert not np.isin(np.round(decoder, 6), np.round(kernels[0], 6)).any()  # no weight is drawn twice
 
 
-def test_generative_parameters_are_the_decoders_and_the_likelihoods():
+def test_generative_parameters_are_the_decoders_the_likelihoods_and_the_priors():
     params = {"encoder": 1, "posterior": 2, "decoder": 3, "likelihood": 4, "prior": 5}
-    assert models.generative(params) == {"decoder": 3, "likelihood": 4}
+    assert models.generative(params) == {"decoder": 3, "likelihood": 4, "prior": 5}
     assert set(models.generative(models.init(lg.MODEL, jax.random.key(0)))) == {"decoder"}
+
+
+class Shifted(nn.Module):
+    """A prior with a parameter."""
+
+    @nn.compact
+    def __call__(self):
+        return dist.Normal(self.param("mean", nn.initializers.ones, (2,)), jnp.ones(2)).to_event(1)
+
+
+def test_a_prior_may_have_parameters_and_the_posterior_need_not_know_its_mean():
+    model = models.vae((5,), 2, prior=Shifted())
+    params = models.init(model, jax.random.key(0))
+    np.testing.assert_array_equal(params["prior"]["mean"], [1, 1])
+    np.testing.assert_array_equal(model.bind({"params": params}).prior().mean, [1, 1])
+    assert "prior" in models.generative(params)

@@ -177,7 +177,7 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
             f"(binarization: {summary['binarization']}).",
             summary["splits"],
         ]
-    return [sentence if sentence.endswith(".") else f"{sentence}." for sentence in text]
+    return [sentence[0].upper() + sentence[1:].removesuffix(".") + "." for sentence in text]
 
 
 def _bounds(summary: dict, metrics: list[dict]) -> list[dict]:

@@ -197,6 +197,5 @@ def test_global_norm_is_the_root_of_the_sum_of_all_squares():
     np.testing.assert_allclose(global_norm(tree), 13.0, rtol=1e-6)
 
 
-# Fails as long as `global_norm` sums over axis=-1, which a parameter of shape () does not have.
 def test_global_norm_takes_a_scalar_parameter():
     np.testing.assert_allclose(global_norm({"a": jnp.array([3.0]), "scale": jnp.array(4.0)}), 5.0, rtol=1e-6)

@@ -17,7 +17,7 @@ class Samples(NamedTuple):
     """K draws of z for one x, with the three log densities of each, in nats.
 
     Attributes:
-      z: `[K, latent]`, reparameterized: differentiable in the posterior's parameters.
+      z: `[K, latent]`, differentiable in the posterior's parameters where `draw` was asked for reparameterized ones.
       log_likelihood: log p(x | z), `[K]`.
       log_prior: log p(z), `[K]`.
       log_posterior: log q(z | x), `[K]`.
@@ -45,6 +45,9 @@ class Bound(NamedTuple):
         return self.log_likelihood - self.kl
 
 
+BoundFn = Callable[[Samples, dist.Distribution, dist.Distribution], Bound]
+
+
 def log_likelihood(likelihood: dist.Distribution, x: jax.Array) -> jax.Array:
     """log p(x) in nats of one datapoint, a scalar.
 
@@ -67,20 +70,26 @@ def draw(
     prior: dist.Distribution,
     decode: Callable[[jax.Array], dist.Distribution],
     num_samples: int = 1,
+    *,
+    reparameterized: bool = True,
 ) -> Samples:
     """Draw `num_samples` z from q(z | x) and weigh them for one datapoint.
 
     Args:
       key: consumed here.
       x: the datapoint that the likelihood is asked about, `[*event]`.
-      posterior: q(z | x), with a reparameterized sampler.
+      posterior: q(z | x), with a reparameterized sampler unless `reparameterized` is False.
       prior: p(z).
       decode: from one z to p(x | z).
       num_samples: K, at least 1.
+      reparameterized: whether gradients flow through z into the posterior's parameters; `score_function` needs draws
+        through which none does.
     """
 
     def one(key: jax.Array) -> Samples:
         z, intermediates = posterior.sample_with_intermediates(key)
+        if not reparameterized:  # the intermediates depend on the posterior's parameters at a fixed z too
+            z, intermediates = jax.lax.stop_gradient(z), []
         return Samples(
             z=z,
             log_likelihood=log_likelihood(decode(z), x),
@@ -113,19 +122,57 @@ def sgvb_b(samples: Samples, posterior: dist.Distribution, prior: dist.Distribut
     return Bound(log_likelihood=samples.log_likelihood.mean(), kl=kl(posterior, prior))
 
 
+def score_function(samples: Samples, posterior: dist.Distribution, prior: dist.Distribution) -> Bound:
+    """The value of `sgvb_a` with the score-function gradient, also called REINFORCE or the likelihood ratio.
+
+    `grad E_q[f] = E_q[grad f + f grad log q(z | x)]` at fixed z (Kingma & Welling, section 2.2), for each part f of the
+    bound: the gradient of `f + stop(f) (log q - stop(log q))`. It asks no gradient of f in z, and its variance grows
+    with f^2. This is the plain estimator, without a baseline or control variate.
+
+    Args:
+      samples: drawn with `reparameterized=False`; from others the gradient would count the posterior twice.
+    """
+    del posterior, prior
+    score = samples.log_posterior - jax.lax.stop_gradient(samples.log_posterior)
+
+    def surrogate(f: jax.Array) -> jax.Array:
+        return (f + jax.lax.stop_gradient(f) * score).mean()
+
+    return Bound(surrogate(samples.log_likelihood), surrogate(samples.log_posterior - samples.log_prior))
+
+
 def iwae_bound(samples: Samples) -> jax.Array:
     """The importance-weighted bound `log mean_k w_k` (Burda et al., 1509.00519, eq. 8); the elbo at K = 1."""
     return logsumexp(samples.log_weights) - jnp.log(samples.log_weights.shape[0])
 
 
 def kl(posterior: dist.Distribution, prior: dist.Distribution) -> jax.Array:
-    """KL(q || p) in nats, in closed form (appendix B for Gaussians), a scalar."""
+    """KL(q || p) in nats, in closed form (appendix B for Gaussians), a scalar.
+
+    Raises:
+      NotImplementedError: when NumPyro knows no closed form for this pair.
+    """
     return dist.kl_divergence(posterior, prior)
 
 
-def kl_per_dim(posterior: dist.Distribution, prior: dist.Distribution) -> jax.Array:
-    """KL(q || p) of each latent dimension, `[latent]`, for a posterior and a prior that both factorize over them."""
-    return dist.kl_divergence(posterior.base_dist, prior.base_dist)
+def kl_per_dim(posterior: dist.Distribution, prior: dist.Distribution, z: jax.Array | None = None) -> jax.Array:
+    """KL(q || p) in nats of each latent dimension, `[latent]`, where posterior and prior both factorize over them.
+
+    In closed form where NumPyro knows one, else the Monte Carlo estimate `mean_k [log q(z_kj) - log p(z_kj)]`.
+
+    Args:
+      z: K draws from the posterior, `[K, latent]`, for pairs without a closed form; others do not read them.
+
+    Raises:
+      NotImplementedError: when there is neither a closed form nor z.
+    """
+    q, p = posterior.base_dist, prior.base_dist
+    try:
+        return dist.kl_divergence(q, p)
+    except NotImplementedError:
+        if z is None:
+            raise
+        return jax.vmap(lambda z: q.log_prob(z) - p.log_prob(z))(z).mean(axis=0)
 
 
 def minibatch_estimate(bounds: jax.Array, num_examples: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The two errors that a person meets: a wrong input, and a run that left the numbers."""
+"""The errors that a person meets: a wrong input, a run that left the numbers, a sampler that does not sample."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class NonFiniteError(ArithmeticError):
     """Training produced a loss or a gradient that is not finite; the message names the step."""
+
+
+class SamplingError(ArithmeticError):
+    """Markov chains diverged or never moved, so that their draws stand for nothing; the message has the numbers."""

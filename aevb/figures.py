@@ -31,6 +31,14 @@ CLASSES = (  # Okabe and Ito's eight, and two between them
     *("#56B4E9", "#F0E442", "#000000", "#882255", "#999999"),
 )
 MAX_TRAVERSALS = 20  # rows
+SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": "#009E73"}
+MEASURES = {  # what learning curves may show, the first that there is on top
+    "log_marginal": "log p(x) (nats)",
+    "elbo": "bound (nats)",
+    "log_likelihood": "log-likelihood (nats)",
+    "kl": "KL (nats)",
+    "acceptance": "HMC acceptance",
+}
 PROFILE = (60, 100)  # height and width, in pixels, of the card that holds a line
 
 
@@ -242,28 +250,28 @@ def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def learning_curves(rows: Sequence[dict]) -> Figure:
-    """The bound, the log-likelihood and the KL, in nats per datapoint, against the training examples seen.
+    """What was measured, each against the training examples seen; the first of it large, the best on validation marked.
 
-    The best validation bound is marked. Where the first tenth of the curves more than doubles the range, the
-    axis shows the rest, and says where they start.
+    Where the first tenth of the curves more than doubles the range, the axis shows the rest, and says where they start.
 
     Args:
-        rows: of metrics.jsonl: "split" (train, validation), "examples_seen", "elbo", "log_likelihood", "kl".
+        rows: of metrics.jsonl: "split" (train, validation, test), "examples_seen", and any of `MEASURES`.
     """
-    figure = Figure(figsize=(WIDTH, 5.8), dpi=DPI, layout="constrained")
-    panels = figure.subplot_mosaic([["elbo", "elbo"], ["log_likelihood", "kl"]], height_ratios=[1.35, 1])
-    names = {"elbo": "bound (nats)", "log_likelihood": "log-likelihood (nats)", "kl": "KL (nats)"}
-    colours = {"train": BLUE, "validation": ORANGE}
+    names = [name for name in MEASURES if any(name in row for row in rows)] or list(MEASURES)[:1]
+    below = names[1:3]
+    mosaic = [names[:1] * max(1, len(below)), below] if below else [names[:1]]
+    figure = Figure(figsize=(WIDTH, 5.8 if below else 3.6), dpi=DPI, layout="constrained")
+    panels = figure.subplot_mosaic(mosaic, height_ratios=[1.35, 1][: len(mosaic)])
     for key, axes in panels.items():
-        _style(axes, "training examples seen", names[key])
+        _style(axes, "training examples seen", MEASURES[key])
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NARROW NO-BREAK SPACE}"))
-        axes.xaxis.set_major_locator(MaxNLocator(7 if key == "elbo" else 3))
-        axes.yaxis.set_major_locator(MaxNLocator(6 if key == "elbo" else 4))
+        axes.xaxis.set_major_locator(MaxNLocator(7 if key == names[0] else 3))
+        axes.yaxis.set_major_locator(MaxNLocator(6 if key == names[0] else 4))
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(axis="y", color="#E6E8EA", linewidth=0.8)
         curves = []
-        for split, colour in colours.items():
-            points = [(row["examples_seen"], row[key]) for row in rows if row["split"] == split]
+        for split, colour in SPLIT_COLOURS.items():
+            points = [(row["examples_seen"], row[key]) for row in rows if row["split"] == split and key in row]
             points = np.array([point for point in points if np.isfinite(point[1])])
             if not len(points):
                 continue
@@ -273,14 +281,15 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
         if curves:
             axes.set_xlim(left=0)
             _show_the_bulk(axes, curves)
-    validation = [row for row in rows if row["split"] == "validation" and np.isfinite(row["elbo"])]
+    first = panels[names[0]]
+    validation = [row for row in rows if row["split"] == "validation" and np.isfinite(row.get(names[0], np.nan))]
     if validation:
-        best = max(validation, key=lambda row: row["elbo"])
-        label = f"best validation, {best['elbo']:.2f} nats".replace("-", "−")
+        best = max(validation, key=lambda row: row[names[0]])
+        label = f"best validation, {best[names[0]]:.2f} nats".replace("-", "−")
         style = {"color": INK, "markersize": 15, "markeredgecolor": "white", "clip_on": False, "zorder": 5}
-        panels["elbo"].plot(best["examples_seen"], best["elbo"], "*", label=label, **style)
+        first.plot(best["examples_seen"], best[names[0]], "*", label=label, **style)
     if rows:
-        panels["elbo"].legend(
+        first.legend(
             loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, frameon=False, fontsize=FONT - 1,
             handlelength=1.3, columnspacing=1.2, borderpad=0,
         )  # fmt: skip

@@ -13,10 +13,12 @@ from aevb.data import Split
 from aevb.data.arrays import converted
 from aevb.data.binarization import Preprocess, check_values, make_preprocess
 from aevb.data.feeding import InMemory, Streaming
-from aevb.errors import InputError, NonFiniteError
+from aevb.errors import InputError, NonFiniteError, SamplingError
 from aevb.learners import Batch, Learner, TrainState
 
 DEVICE_AXIS = "device"
+# Of the HMC transitions in one call; beyond these the chains do not sample.
+MIN_ACCEPTANCE, MAX_DIVERGENT = 0.01, 0.5
 Feed = InMemory | Streaming
 
 
@@ -55,7 +57,8 @@ def make_train_steps(
         index = jax.lax.axis_index(DEVICE_AXIS) * num + jnp.arange(num)
         data_key, learner_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(data_key, index)
-        batch = Batch(jax.vmap(preprocess)(fed.stored, fed.example_id, keys), fed.label, index)
+        x = jax.vmap(preprocess)(fed.stored, fed.example_id, keys)
+        batch = Batch(x, fed.label, index, fed.example_id)
         state, metrics = learner.update(state, batch, learner_key, axis_name)
         if state.ema_params is not None:
             # Early on the average is over the steps there were: (1 + t) / (10 + t) rises to ema_decay.
@@ -101,6 +104,7 @@ def train(
       InputError: the batch does not divide over the devices.
       NonFiniteError: a loss or gradient was not finite; names the step. A checkpoint of the state yielded
         before is the last good one.
+      SamplingError: the learner's chains hardly ever moved over a call, or most of their transitions diverged.
     """
     devices = devices or jax.local_devices()
     if feed.batch_size % len(devices):
@@ -118,6 +122,7 @@ def train(
         # Waiting here also keeps the devices from running apart: unsynchronised CPU devices deadlock.
         metrics = {name: np.asarray(values[0]) for name, values in metrics.items()}
         _check_finite(metrics, step)
+        _check_chains(metrics, step)
         step += num
         yield state, metrics
 
@@ -141,6 +146,19 @@ def _check_finite(metrics: dict[str, np.ndarray], first_step: int) -> None:
             f"step {first_step + i + 1} has loss {metrics['loss'][i]} and gradient norm {metrics['grad_norm'][i]}: "
             "the run stops here and keeps the last good checkpoint; lower the learning rate, clip the gradient, "
             "or look at the data"
+        )
+
+
+def _check_chains(metrics: dict[str, np.ndarray], first_step: int) -> None:
+    """Raise where the learner samples by HMC and its draws stand for nothing; the step size had a call to settle."""
+    if "acceptance" not in metrics:
+        return
+    means = {name: float(metrics[name].mean()) for name in ("acceptance", "divergent", "step_size")}
+    if means["acceptance"] < MIN_ACCEPTANCE or means["divergent"] > MAX_DIVERGENT:
+        raise SamplingError(
+            f"steps {first_step + 1} to {first_step + len(metrics['loss'])} accepted {means['acceptance']:.2%} of "
+            f"their HMC proposals and {means['divergent']:.2%} diverged, with steps of {means['step_size']:.3g}: the "
+            "run stops here and keeps the last good checkpoint; lower the learning rate, or look at the data"
         )
 
 

@@ -1,98 +1,29 @@
-"""From a config to objects: the one module that reads config keys of data, model, bound and optimizer.
-
-Adding a network, a likelihood, a bound or an optimizer is one line in a dictionary here, beside its own file.
-"""
+"""From a config to a run: its data, model and learner, and the keys that everything random derives from."""
 
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
-from flax import linen as nn
 from ml_collections import ConfigDict
 
-from aevb import bounds, data, learners, models, networks
+from aevb import bounds, data, learners, models
 from aevb.data import binarization
 from aevb.data.feeding import make_feed
 from aevb.errors import InputError
+from aevb.inference.marginal_likelihood import HMCEstimate, hmc_estimate
 from aevb.learners import aevb as aevb_learner
 from aevb.training import Feed, map_examples
-from experiments.settings import flatten
+from experiments.checks import check
+from experiments.choices import BOUNDS, learning_rate, make_learner, make_model
 
-NETWORKS: Mapping[str, Callable] = {"mlp": networks.MLP}
-ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "gelu": nn.gelu, "elu": nn.elu, "softplus": nn.softplus}
-POSTERIORS: Mapping[str, Callable] = {"diagonal_gaussian": models.DiagonalGaussian}
-LIKELIHOODS: Mapping[str, Callable[[ConfigDict], nn.Module]] = {
-    "bernoulli": lambda model: models.Bernoulli(),
-    "continuous_bernoulli": lambda model: models.ContinuousBernoulli(),
-    "gaussian": lambda model: models.Gaussian(
-        scale={"fixed": model.fixed_scale, "learned": None}[model.scale],
-        min_scale=model.min_scale,
-        sigmoid_mean=model.sigmoid_mean,
-    ),
-}
-BOUNDS = {"sgvb_a": bounds.sgvb_a, "sgvb_b": bounds.sgvb_b}
-OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": lambda learning_rate, weight_decay: optax.adam(learning_rate),
-    "adamw": lambda learning_rate, weight_decay: optax.adamw(learning_rate, weight_decay=weight_decay),
-    "adagrad": lambda learning_rate, weight_decay: optax.adagrad(learning_rate),
-    "sgd": lambda learning_rate, weight_decay: optax.sgd(learning_rate),
-}
-# From the optimizer's keys to a factor of the learning rate, a function of the step.
-SCHEDULES: Mapping[str, Callable[[ConfigDict], optax.Schedule]] = {
-    "constant": lambda keys: optax.constant_schedule(1.0),
-    "cosine": lambda keys: optax.cosine_decay_schedule(1.0, keys.decay_steps),
-    "piecewise": lambda keys: optax.piecewise_constant_schedule(
-        1.0, dict(zip(keys.boundaries, keys.scales, strict=True))
-    ),
-}
 SPLITS = ("train", "validation", "test")
 # Keeps the keys of the data apart from those of training where both seeds are equal: split(key)[i] is fold_in(key, i).
 DATA_STREAM = 2**31
-
-_CHOICES: Mapping[str, Iterable[str]] = {
-    "data.binarization": binarization.BINARIZATIONS,
-    "model.network": NETWORKS,
-    "model.activation": ACTIVATIONS,
-    "model.posterior": POSTERIORS,
-    "model.likelihood": LIKELIHOODS,
-    "model.scale": ("learned", "fixed"),
-    "bound.name": BOUNDS,
-    "optimizer.name": OPTIMIZERS,
-    "optimizer.schedule": SCHEDULES,
-}
-_POSITIVE = (
-    "model.latent_dim",
-    "bound.num_samples",
-    "optimizer.learning_rate",
-    "model.fixed_scale",
-    "train.num_epochs",
-    "train.batch_size",
-    "train.log_every_steps",
-    "train.eval_every_steps",
-    "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
-    "eval.num_samples",
-    "eval.batch_size",
-)
-_NOT_NEGATIVE = (
-    "bound.kl_weight",
-    "bound.kl_warmup_steps",
-    "model.min_scale",
-    "optimizer.warmup_steps",
-    "optimizer.decay_steps",
-    "optimizer.weight_decay",
-    "optimizer.clip_norm",
-    "data.validation_size",
-    "data.test_size",
-    "data.memory_limit_mb",
-    "data.workers",
-    "train.patience",
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,9 +76,20 @@ class Run:
         return self.config.train.patience
 
     @property
-    def num_importance_samples(self) -> int:
-        """Of the test evaluation at the end."""
-        return self.config.eval.num_samples
+    def evaluation(self) -> dict[str, Any]:
+        """How the test split is evaluated at the end."""
+        keys = self.config.eval
+        return {
+            "estimator": keys.estimator,
+            "num_samples": keys.num_samples,
+            "max_examples": keys.max_examples or None,
+        }
+
+    @property
+    def curve(self) -> tuple[str, str, int | None]:
+        """What is measured during training, on which split, and on how many examples of it (None is all)."""
+        keys = self.config.eval
+        return keys.curve_measure, keys.curve_split, keys.curve_examples or None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -159,6 +101,7 @@ class Run:
             "likelihood": self.config.model.likelihood,
             # Grey values under a Bernoulli have no density, so the bound is one on nothing.
             "density": self.config.data.binarization != "grey",
+            "learner": self.config.learner.name,
             "bound": self.config.bound.name,
             "seed": self.config.seed,
         }
@@ -187,6 +130,16 @@ class Run:
     def bound_of_split(self, name: str) -> Callable:
         """`map_examples` of the trained bound, compiled once a split."""
         return self.map_split(aevb_learner.datapoint_bound(self.model, self.bound), name, batches=10)
+
+    @functools.cache  # noqa: B019
+    def marginal_of_split(self, name: str) -> Callable:
+        """`map_examples` of the estimator of appendix D, compiled once a split."""
+
+        def one(params: Any, x: jax.Array, key: jax.Array) -> HMCEstimate:
+            model = self.model.bind({"params": params})
+            return hmc_estimate(key, x, model.prior(), model.decode)
+
+        return self.map_split(one, name)
 
     @property
     def eval_batch_size(self) -> int:
@@ -236,53 +189,6 @@ def build(config: ConfigDict) -> Run:
     )
 
 
-def check(config: ConfigDict) -> None:
-    """Refuse values that no run could use, before any work.
-
-    Raises:
-      InputError: for the first of them.
-    """
-    flat = flatten(config.to_dict())
-    for key, choices in _CHOICES.items():
-        if flat[key] not in choices:
-            raise InputError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(choices)}")
-    for key in _POSITIVE:
-        if not flat[key] > 0:
-            raise InputError(f"config.{key} is {flat[key]}: it must be above 0")
-    for key in _NOT_NEGATIVE:
-        if not flat[key] >= 0:
-            raise InputError(f"config.{key} is {flat[key]}: it must not be negative")
-    for key in ("seed", "data.seed"):
-        if not 0 <= flat[key] < 2**32:
-            raise InputError(f"config.{key} is {flat[key]}: it must be a whole number from 0 to 2**32 - 1")
-    for key, least in (("model.hidden", 1), ("optimizer.boundaries", 0)):
-        if not all(isinstance(item, int) and item >= least for item in flat[key]):
-            raise InputError(f"config.{key} is {flat[key]}: it must be a list of whole numbers, each at least {least}")
-    if not 0 <= flat["train.ema_decay"] < 1:
-        raise InputError(f"config.train.ema_decay is {flat['train.ema_decay']}: it must be in [0, 1)")
-    _check_pairs(flat)
-
-
-def _check_pairs(flat: dict[str, Any]) -> None:
-    """Refuse values that do not go together."""
-    for key in ("train.eval_every_steps", "train.checkpoint_every_steps"):
-        if flat[key] % flat["train.log_every_steps"]:
-            raise InputError(
-                f"config.{key} is {flat[key]}, not a multiple of config.train.log_every_steps, "
-                f"which is {flat['train.log_every_steps']}: change one of them"
-            )
-    if flat["optimizer.weight_decay"] and flat["optimizer.name"] != "adamw":
-        raise InputError(
-            f"config.optimizer.weight_decay is {flat['optimizer.weight_decay']}, but {flat['optimizer.name']} has "
-            "none: use --config.optimizer.name=adamw, or --config.bound.weight_prior=True for the paper's prior"
-        )
-    boundaries, scales = flat["optimizer.boundaries"], flat["optimizer.scales"]
-    if len(boundaries) != len(scales):
-        raise InputError(
-            f"config.optimizer.boundaries is {boundaries} and scales is {scales}: give one scale a boundary"
-        )
-
-
 def fill_in(config: ConfigDict, num_steps: int) -> ConfigDict:
     """The config with what depends on the data written out, so that config.json says all there is to know."""
     config = ConfigDict(config)
@@ -293,7 +199,7 @@ def fill_in(config: ConfigDict, num_steps: int) -> ConfigDict:
 
 def load_data(config: ConfigDict) -> data.Dataset:
     keys = config.data
-    return data.load(
+    dataset = data.load(
         config.dataset,
         data_dir=keys.dir or os.environ.get("AEVB_DATA_DIR") or None,
         validation_size=keys.validation_size,
@@ -301,61 +207,10 @@ def load_data(config: ConfigDict) -> data.Dataset:
         seed=keys.seed,
         memory_limit_mb=keys.memory_limit_mb,
     )
-
-
-def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
-    network = functools.partial(
-        NETWORKS[keys.network],
-        hidden=tuple(keys.hidden),
-        activation=ACTIVATIONS[keys.activation],
-    )
-    return models.vae(
-        event_shape,
-        keys.latent_dim,
-        network=network,
-        posterior=POSTERIORS[keys.posterior](),
-        likelihood=LIKELIHOODS[keys.likelihood](keys),
-    )
-
-
-def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> learners.Learner:
-    keys = config.bound
-    warmup = optax.linear_schedule(0.0, 1.0, keys.kl_warmup_steps) if keys.kl_warmup_steps else None
-    return aevb_learner.learner(
-        model,
-        make_optimizer(config.optimizer),
-        bound=BOUNDS[keys.name],
-        num_samples=keys.num_samples,
-        kl_weight=keys.kl_weight,
-        kl_warmup=warmup,
-        weight_prior_examples=num_examples if keys.weight_prior else None,
-    )
-
-
-def make_optimizer(keys: ConfigDict) -> optax.GradientTransformation:
-    """Clip, then the optimizer at the peak learning rate, then the schedule's factor.
-
-    Learning rate and weight decay are arrays in the state (`inject_hyperparams`), so that runs that differ in them are
-    one program.
-    """
-    parts = [optax.clip_by_global_norm(keys.clip_norm)] if keys.clip_norm else []
-    optimizer = optax.inject_hyperparams(OPTIMIZERS[keys.name])
-    parts.append(optimizer(learning_rate=keys.learning_rate, weight_decay=keys.weight_decay))
-    if keys.schedule != "constant" or keys.warmup_steps:
-        parts.append(optax.scale_by_schedule(learning_rate_factor(keys)))
-    return optax.chain(*parts)
-
-
-def learning_rate_factor(keys: ConfigDict) -> optax.Schedule:
-    """The factor of the learning rate at a step: a linear warm-up from 0, then the schedule from its start."""
-    schedule = SCHEDULES[keys.schedule](keys)
-    if not keys.warmup_steps:
-        return schedule
-    warmup = optax.linear_schedule(0.0, 1.0, keys.warmup_steps)
-    return optax.join_schedules([warmup, schedule], [keys.warmup_steps])
-
-
-def learning_rate(keys: ConfigDict) -> optax.Schedule:
-    """The learning rate at a step."""
-    factor = learning_rate_factor(keys)
-    return lambda step: keys.learning_rate * float(factor(step))
+    num, most = keys.train_size, len(dataset.train.examples)
+    if not num:
+        return dataset
+    if num > most:
+        raise InputError(f"config.data.train_size is {num}, but {config.dataset} has {most} training examples")
+    splits = f"{dataset.splits}; trained on the first {num} of train"
+    return dataclasses.replace(dataset, train=data.head(dataset.train, num), splits=splits)

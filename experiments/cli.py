@@ -11,10 +11,10 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from aevb.errors import InputError, NonFiniteError
+from aevb.errors import InputError, NonFiniteError, SamplingError
 
 WRONG_CALL = 2  # the caller can mend it: a flag, a config key, a file
-NON_FINITE = 3  # training left the numbers
+NON_FINITE = 3  # training left the numbers, or its chains do not sample
 PREEMPTED = 75  # stopped by a signal, nothing broken: the same command goes on
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
@@ -28,7 +28,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             main(argv[1:])
         except InputError as error:
             fail(str(error), WRONG_CALL)
-        except NonFiniteError as error:
+        except (NonFiniteError, SamplingError) as error:
             fail(str(error), NON_FINITE)
         except OSError as error:
             # No space, no permission, a folder where a file should be: the system's words name path and reason.

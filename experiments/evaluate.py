@@ -21,10 +21,16 @@ from tqdm import tqdm
 from aevb import bounds, data, training
 from aevb.checkpoints import Checkpoints
 from aevb.errors import InputError, NonFiniteError
+from aevb.inference.annealed_importance import annealed_importance_estimate
 from aevb.inference.diagnostics import active_units
 from aevb.inference.importance import importance_estimate
+from aevb.inference.marginal_likelihood import check_chains, hmc_estimate
 from experiments import build, cli, report, workdir
 from experiments.build import Run
+
+DatapointFn = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
+POSTERIOR_SAMPLES = 50  # a datapoint, as in the paper's Fig. 3
+KL_SAMPLES = 50  # draws a datapoint for the KL of each dimension, where it has no closed form
 
 
 def split_bound(run: Run, params: Any, name: str, max_examples: int | None = None) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def split_bound(run: Run, params: Any, name: str, max_examples: int | None = Non
     Raises:
       NonFiniteError: the bound of a datapoint is not finite.
     """
-    split = head(getattr(run.dataset, name), max_examples)
+    split = data.head(getattr(run.dataset, name), max_examples)
     each = training.collect(run.bound_of_split(name)(params, split, run.split_key(name)))
     check_finite(each, f"the bound on the {name} split")
     return {
@@ -46,64 +52,163 @@ def split_bound(run: Run, params: Any, name: str, max_examples: int | None = Non
     }
 
 
-def datapoint_evaluation(run: Run, num_samples: int) -> Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]:
-    """All that is evaluated of one datapoint, from the same `num_samples` draws."""
+def split_marginal(run: Run, params: Any, name: str, max_examples: int | None = None) -> dict[str, Any]:
+    """The marginal likelihood of a split by the estimator of appendix D, with the paper's 50 posterior samples; nats.
+
+    Raises:
+      SamplingError: the chains of most datapoints diverge or never move.
+    """
+    split = data.head(getattr(run.dataset, name), max_examples)
+    each = training.collect(run.marginal_of_split(name)(params, split, run.split_key(name)))
+    check_chains(each)
+    check_finite(each.log_marginal, f"the marginal likelihood on the {name} split")
+    return {
+        "log_marginal": float(each.log_marginal.mean(dtype=np.float64)),
+        "log_marginal_stderr": standard_error(each.log_marginal),
+        "hmc_acceptance": float(each.acceptance.mean()),
+        "num_samples": POSTERIOR_SAMPLES,
+        "num_examples": len(each.log_marginal),
+    }
+
+
+def curve_rows(run: Run, params: Any) -> list[dict[str, Any]]:
+    """What is measured in the middle of training, a row a split; none where the split is empty."""
+    measure, name, most = run.curve
+    if not len(getattr(run.dataset, name).examples):
+        return []
+    if measure == "bound":
+        return [{"split": name} | split_bound(run, params, name, most)]
+    return [{"split": split} | split_marginal(run, params, split, most) for split in ("train", name)]
+
+
+def importance(run: Run, num_samples: int) -> DatapointFn:
+    """The bound and its parts, and log p(x) by importance sampling, from the same draws."""
 
     def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         vae = run.model.bind({"params": params})
         posterior, prior = vae.encode(x), vae.prior()
-        estimate = importance_estimate(key, x, posterior, prior, vae.decode, num_samples)
+        estimate_key, kl_key = jax.random.split(key)
+        estimate = importance_estimate(estimate_key, x, posterior, prior, vae.decode, num_samples)
         closed_form = run.bound is bounds.sgvb_b
+        z = jax.vmap(posterior.sample)(jax.random.split(kl_key, KL_SAMPLES))
         return {
-            "log_marginal": estimate.log_marginal,
-            "effective_sample_size": estimate.effective_sample_size,
-            "log_likelihood": estimate.log_likelihood,
+            **estimate._asdict(),
             "kl": bounds.kl(posterior, prior) if closed_form else estimate.kl,
-            "kl_per_dim": bounds.kl_per_dim(posterior, prior),
+            "kl_per_dim": bounds.kl_per_dim(posterior, prior, z),
             "mean": posterior.mean,
         }
 
     return one
 
 
+def hmc(run: Run, num_samples: int) -> DatapointFn:
+    """log p(x) by the estimator of appendix D."""
+
+    def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        vae = run.model.bind({"params": params})
+        return hmc_estimate(key, x, vae.prior(), vae.decode, num_samples=num_samples)._asdict()
+
+    return one
+
+
+def ais(run: Run, num_samples: int) -> DatapointFn:
+    """log p(x) by annealed importance sampling, with so many chains."""
+
+    def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        vae = run.model.bind({"params": params})
+        return annealed_importance_estimate(key, x, vae.prior(), vae.decode, num_chains=num_samples)._asdict()
+
+    return one
+
+
+# What log p(x) can be estimated with: the function of one datapoint, its usual number of samples, and its words.
+ESTIMATORS: dict[str, tuple[Callable[[Run, int], DatapointFn], int, str]] = {
+    "importance": (importance, 5000, "importance samples"),
+    "hmc": (hmc, POSTERIOR_SAMPLES, "posterior samples by HMC (appendix D)"),
+    "ais": (ais, 16, "annealed importance chains"),
+}
+
+
 def evaluate(
-    run: Run, params: Any, split_name: str, num_samples: int, max_examples: int | None = None
+    run: Run,
+    params: Any,
+    split_name: str,
+    num_samples: int,
+    max_examples: int | None = None,
+    estimator: str = "importance",
 ) -> dict[str, Any]:
-    """Evaluate replicated parameters on a split; the dictionary of evaluation.json, without step and checkpoint."""
+    """Evaluate replicated parameters on a split; the dictionary of evaluation.json, without step and checkpoint.
+
+    Raises:
+      InputError: importance sampling is asked of a learner without an encoder.
+    """
     start = time.perf_counter()
-    split = head(run.split(split_name), max_examples)
-    mapped = run.map_split(datapoint_evaluation(run, num_samples), split_name)
+    check_estimator(run, estimator)
+    make, _, words = ESTIMATORS[estimator]
+    split = data.head(run.split(split_name), max_examples)
     batches = tqdm(
-        mapped(params, split, run.split_key(split_name)),
+        run.map_split(make(run, num_samples), split_name)(params, split, run.split_key(split_name)),
         total=math.ceil(len(split.examples) / run.eval_batch_size),
-        desc=f"importance sampling, {num_samples} draws",
+        desc=f"{num_samples} {words}",
         unit="batch",
         disable=not sys.stderr.isatty(),
     )
     each = training.collect(batches)
-    check_finite(each, f"the evaluation of the {split_name} split")
-    elbo = each["log_likelihood"] - each["kl"]
+    check_finite(each["log_marginal"], f"the evaluation of the {split_name} split")
     nll = -each["log_marginal"]
+    mean_nll = float(nll.mean(dtype=np.float64))
     return {
         "split": split_name,
         "binarization": run.facts["binarization"],
         "num_examples": len(nll),
         "num_samples": num_samples,
+        "estimator": f"{num_samples:,} {words}",
+        "learner": run.facts["learner"],
+        **(bound_numbers(run, each) if estimator == "importance" else chain_numbers(each)),
+        "nll": mean_nll,
+        "nll_stderr": standard_error(nll),
+        **bits_per_dim(run, split, mean_nll),
+        "latent_dim": run.model.latent_dim,
+        "density": run.facts["density"],
+        "seed": run.facts["seed"],
+        "evaluate_seconds": time.perf_counter() - start,
+    }
+
+
+def check_estimator(run: Run, estimator: str) -> None:
+    """Refuse an estimator that the run's model cannot be asked for.
+
+    Raises:
+      InputError: it needs an encoder and the learner trains none.
+    """
+    if estimator == "importance" and not run.learner.has_encoder:
+        raise InputError(
+            f"importance sampling draws from an encoder, and {run.facts['learner']} trains none: use --estimator=hmc "
+            "(up to 5 latent dimensions) or --estimator=ais"
+        )
+
+
+def bound_numbers(run: Run, each: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The bound, its parts, and what the code does with its dimensions."""
+    check_finite(each, "the bound")
+    elbo = each["log_likelihood"] - each["kl"]
+    return {
         "bound": run.facts["bound"],
         "elbo": float(elbo.mean(dtype=np.float64)),
         "elbo_stderr": standard_error(elbo),
         "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
         "kl": float(each["kl"].mean(dtype=np.float64)),
-        "nll": float(nll.mean(dtype=np.float64)),
-        "nll_stderr": standard_error(nll),
-        **bits_per_dim(run, split, float(nll.mean(dtype=np.float64))),
         "effective_sample_size": float(each["effective_sample_size"].mean()),
         "active_units": int(active_units(each["mean"]).sum()),
-        "latent_dim": run.model.latent_dim,
         "kl_per_dim": [float(kl) for kl in each["kl_per_dim"].mean(axis=0)],
-        "density": run.facts["density"],
-        "seed": run.facts["seed"],
-        "evaluate_seconds": time.perf_counter() - start,
+    }
+
+
+def chain_numbers(each: dict[str, np.ndarray]) -> dict[str, Any]:
+    """How the chains behind a marginal likelihood did."""
+    check_chains(each)
+    return {
+        name: float(each[name].mean()) for name in ("acceptance", "stderr", "effective_sample_size") if name in each
     }
 
 
@@ -143,15 +248,6 @@ def bits_per_dim(run: Run, split: data.Split, nll: float) -> dict[str, Any]:
             "levels, each taken at its midpoint (no dequantization noise: not a bound on the discrete likelihood)",
         }
     return {"bits_per_dim": bits, "convention": "log density in the units of the data, nats per datapoint"}
-
-
-def head(split: data.Split, num: int | None) -> data.Split:
-    """The first `num` examples; all of them if there are fewer or no number is given."""
-    if num is None or num >= len(split.examples):
-        return split
-    rows = np.arange(num)
-    labels = None if split.labels is None else split.labels[:num]
-    return data.Split(training.read_rows(split.examples, rows), labels)
 
 
 def restore(run: Run, folder: epath.Path) -> tuple[Any, dict[str, Any]]:
@@ -222,9 +318,14 @@ def main(argv: list[str]) -> None:
     split_name = flags.FLAGS.split
     if split_name not in build.SPLITS:
         raise InputError(f"--split is {split_name!r}: choose one of {', '.join(build.SPLITS)}")
+    estimator = flags.FLAGS.estimator
+    if estimator not in ESTIMATORS:
+        raise InputError(f"--estimator is {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
     run = build.build(workdir.read_config(folder))
+    check_estimator(run, estimator)
     params, which = restore(run, folder)
-    result = evaluate(run, params, split_name, flags.FLAGS.num_samples, flags.FLAGS.max_examples) | which
+    num_samples = flags.FLAGS.num_samples or ESTIMATORS[estimator][1]
+    result = evaluate(run, params, split_name, num_samples, flags.FLAGS.max_examples, estimator) | which
     workdir.write_json(folder / "evaluation.json", result)
     report.write(folder)
     print(json.dumps(result, indent=2))
@@ -233,6 +334,12 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.DEFINE_string("split", "test", "train, validation or test.")
-    flags.DEFINE_integer("num_samples", 5000, "Importance samples a datapoint.", lower_bound=1)
+    flags.DEFINE_string("estimator", "importance", f"Of log p(x): {', '.join(ESTIMATORS)}.")
+    flags.DEFINE_integer(
+        "num_samples",
+        None,
+        "Importance samples, posterior samples or chains; 5000, 50 or 16 unless given.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("max_examples", None, "Evaluate the first so many; all unless given.", lower_bound=1)
     cli.run(main)

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from aevb import bounds, training
+from aevb import bounds, data, training
 from aevb.errors import InputError
 from aevb.inference.diagnostics import active_units
 from experiments import build, cli, evaluate, workdir
@@ -39,16 +39,23 @@ class Artist:
         flat = self._decode(self.params, jnp.asarray(z).reshape(-1, z.shape[-1]))
         return np.asarray(flat).reshape(*z.shape[:-1], *self.run.model.event_shape)
 
+    def prior_quantiles(self, u: np.ndarray) -> np.ndarray:
+        """The inverse CDF of each dimension of the prior at u `[num]` in (0, 1), `[num, latent]`."""
+        prior = self.run.model.bind({"params": self.params}).prior()
+        u = np.broadcast_to(u[:, None], (len(u), self.run.model.latent_dim))
+        return np.asarray(prior.base_dist.icdf(jnp.asarray(u, jnp.float32)))
+
     def encode(self, num: int) -> Arrays:
         """The first `num` datapoints with the mean and KL per dimension of their posteriors."""
         return training.collect(
-            self._encode(self.replicated, evaluate.head(self.split, num), self.run.split_key(self.split_name))
+            self._encode(self.replicated, data.head(self.split, num), self.run.split_key(self.split_name))
         )
 
     def _encode_one(self, params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         vae = self.run.model.bind({"params": params})
         posterior = vae.encode(x)
-        return {"x": x, "mean": posterior.mean, "kl_per_dim": bounds.kl_per_dim(posterior, vae.prior())}
+        z = jax.vmap(posterior.sample)(jax.random.split(key, evaluate.KL_SAMPLES))
+        return {"x": x, "mean": posterior.mean, "kl_per_dim": bounds.kl_per_dim(posterior, vae.prior(), z)}
 
 
 def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -85,25 +92,28 @@ def interpolations(artist: Artist, num: int) -> tuple[Any, Arrays]:
 
 
 def traversals(artist: Artist, num: int) -> tuple[Any, Arrays]:
-    """Each latent dimension moved over `num` values from -3 to 3, the others at the prior's mean."""
-    from aevb import figures
-
-    latent_dim = artist.run.model.latent_dim
-    values = np.linspace(-3, 3, num, dtype=np.float32)
-    z = np.einsum("ij,t->itj", np.eye(latent_dim, dtype=np.float32), values)
-    kl = artist.encode(1000)["kl_per_dim"].mean(axis=0)
-    arrays = {"z": z, "mean": artist.decode(z), "kl_per_dim": kl}
-    return figures.traversals(arrays["mean"], values, kl), arrays
-
-
-def manifold(artist: Artist, num: int) -> tuple[Any, Arrays]:
-    """A `num` by `num` grid on the unit square, through the inverse CDF of the prior, decoded (the paper's Fig. 4)."""
+    """Each latent dimension moved over `num` quantiles of the prior, those of N(0, 1) at -3 to 3; others stay."""
     from scipy.stats import norm
 
     from aevb import figures
 
-    values = norm.ppf((np.arange(num) + 0.5) / num).astype(np.float32)
-    z = np.stack(np.meshgrid(values, values), axis=-1)  # z[i, j] = (values[j], values[i])
+    latent_dim = artist.run.model.latent_dim
+    values = np.linspace(-3, 3, num, dtype=np.float32)
+    moved = artist.prior_quantiles(norm.cdf(values))  # [num, latent]
+    median = np.broadcast_to(artist.prior_quantiles(np.array([0.5])), (latent_dim, num, latent_dim))
+    z = np.where(np.eye(latent_dim, dtype=bool)[:, None], moved[None], median)
+    arrays = {"z": z, "mean": artist.decode(z)}
+    if artist.run.learner.has_encoder:
+        arrays["kl_per_dim"] = artist.encode(1000)["kl_per_dim"].mean(axis=0)
+    return figures.traversals(arrays["mean"], values, arrays.get("kl_per_dim")), arrays
+
+
+def manifold(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """A `num` by `num` grid on the unit square, through the inverse CDF of the prior, decoded (the paper's Fig. 4)."""
+    from aevb import figures
+
+    values = artist.prior_quantiles((np.arange(num) + 0.5) / num)
+    z = np.stack(np.meshgrid(values[:, 0], values[:, 1]), axis=-1)  # z[i, j] = (values[j, 0], values[i, 1])
     arrays = {"z": z, "mean": artist.decode(z)}
     return figures.manifold(arrays["mean"]), arrays
 
@@ -139,6 +149,13 @@ WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
 }
 # What every run draws at its end.
 REPORTED = WHAT | {"kl_per_dim": (kl_per_dim, 10_000)}
+# What shows codes of data, which only an encoder makes.
+ENCODED = ("reconstructions", "interpolations", "latents", "kl_per_dim")
+
+
+def can_draw(run: Run, name: str) -> bool:
+    """Whether a picture is one of this model: a manifold has two dimensions, codes come from an encoder."""
+    return (name != "manifold" or run.model.latent_dim == 2) and (name not in ENCODED or run.learner.has_encoder)
 
 
 def draw_all(run: Run, params: Any, folder: epath.Path) -> None:
@@ -147,7 +164,7 @@ def draw_all(run: Run, params: Any, folder: epath.Path) -> None:
 
     artist = Artist(run, params)
     for name, (draw, num) in REPORTED.items():
-        if name != "manifold" or run.model.latent_dim == 2:
+        if can_draw(run, name):
             figures.save(draw(artist, num)[0], folder / f"{name}.png")
 
 
@@ -167,6 +184,10 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"a manifold is drawn for 2 latent dimensions, and this model has {run.model.latent_dim}: "
             "use --what=traversals, or train with --config.model.latent_dim=2"
+        )
+    if not can_draw(run, what):
+        raise InputError(
+            f"{what} are made of codes of data, and {run.facts['learner']} trains no encoder: use --what=samples"
         )
     params, which = evaluate.restore(run, folder)
     draw, default = WHAT[what]

@@ -36,9 +36,9 @@ def finish(
     bounds = final_and_best(run, final, best)
     evaluation = None
     if len(run.dataset.test.examples):
-        print(f"evaluating the test split with {run.num_importance_samples} importance samples", flush=True)
-        evaluation = evaluate.evaluate(run, params, "test", run.num_importance_samples)
-        evaluation |= {"checkpoint": which, "step": step}
+        how = run.evaluation
+        print(f"evaluating the test split: {how['num_samples']} {evaluate.ESTIMATORS[how['estimator']][2]}", flush=True)
+        evaluation = evaluate.evaluate(run, params, "test", **how) | {"checkpoint": which, "step": step}
         workdir.write_json(folder / "evaluation.json", evaluation)
     generate.draw_all(run, params, folder / "figures")
     show_figures(folder, rows[-1]["step"])
@@ -47,9 +47,10 @@ def finish(
     workdir.write_json(folder / "summary.json", summary | {"total_seconds": time.time() - started})
     page = report.write(folder)
     if evaluation:
+        bound = f"elbo {evaluation['elbo']:.2f}, " if "elbo" in evaluation else ""
         print(
-            f"test: elbo {evaluation['elbo']:.2f}, nll {evaluation['nll']:.2f} +- {evaluation['nll_stderr']:.2f} nats "
-            f"({evaluation['num_samples']} importance samples, {evaluation['num_examples']} examples, "
+            f"test: {bound}nll {evaluation['nll']:.2f} +- {evaluation['nll_stderr']:.2f} nats "
+            f"({evaluation['estimator']}, {evaluation['num_examples']} examples, "
             f"binarization {evaluation['binarization']}{'' if evaluation['density'] else ': not a density'})"
         )
     print(f"look at {page}", flush=True)
@@ -76,7 +77,12 @@ def best_params(run: Run, folder: epath.Path) -> tuple[Any, int] | None:
 
 
 def final_and_best(run: Run, final: tuple[Any, int], best: tuple[Any, int]) -> dict[str, Any]:
-    """The bound on each split at the last step and at the one best on validation; of training, its first examples."""
+    """The bound on each split at the last step and at the one best on validation; of training, its first examples.
+
+    A learner without an encoder has none.
+    """
+    if not run.learner.has_encoder:
+        return {}
     return {
         name: {
             which: evaluate.split_bound(run, params, name, TRAIN_EXAMPLES if name == "train" else None) | {"step": step}

@@ -38,10 +38,12 @@ WATCHING = {
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.eval_growth",
     "eval.num_samples",
     "eval.batch_size",
 }
 LENGTHENING = "train.num_epochs"
+SHOWN = ("elbo", "log_marginal", "log_likelihood", "kl", "acceptance")  # on the terminal; but the last, nats
 
 
 @dataclasses.dataclass
@@ -52,7 +54,6 @@ class Journal:
     rows: list[dict[str, Any]]
     num_steps: int
     step: int
-    validates: bool
 
     def __post_init__(self) -> None:
         from tensorboardX import SummaryWriter
@@ -75,18 +76,15 @@ class Journal:
         for name, value in row.items():
             if name not in ("step", "split"):
                 self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
-        training_row = row["split"] == "train"
-        rate = f"{row['examples_per_second']:,.0f} examples/s" if training_row else ""
-        if self.bar is not None:
-            if training_row:
-                self.bar.set_postfix_str(f"elbo {row['elbo']:.2f} nats, {rate}")
-            self.bar.update(row["step"] - self.bar.n)
+        shown = [f"{name.replace('_', '-')} {row[name]:.2f}" for name in SHOWN if name in row]
+        if "examples_per_second" in row:
+            shown.append(f"{row['examples_per_second']:,.0f} examples/s")
+        if self.bar is None:
+            print(f"step {row['step']}/{self.num_steps} {row['split']}: {', '.join(shown)}", flush=True)
         else:
-            print(
-                f"step {row['step']}/{self.num_steps} {row['split']}: elbo {row['elbo']:.2f} nats "
-                f"(log-likelihood {row['log_likelihood']:.2f}, kl {row['kl']:.2f}){rate and ', ' + rate}",
-                flush=True,
-            )
+            if row["split"] == "train":
+                self.bar.set_postfix_str(f"{shown[0]}, {shown[-1]}")
+            self.bar.update(row["step"] - self.bar.n)
 
     def close(self) -> None:
         self.board.close()
@@ -170,11 +168,15 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
             step += len(metrics["loss"])
             journal.add(training_row(run, step, metrics, elapsed))
             at_end = step == run.num_steps
-            if journal.validates and (at_end or step % keys.eval_every_steps == 0):
-                row = {"step": step, "split": "validation", "examples_seen": step * run.batch_size}
-                journal.add(row | evaluate.split_bound(run, evaluate.evaluated_params(replicated), "validation"))
-                bounds = validation_bounds(journal.rows)
-                if bounds[-1] > max(bounds[:-1], default=-math.inf):
+            if at_end or evaluation_due(run, step):
+                for row in evaluate.curve_rows(run, evaluate.evaluated_params(replicated)):
+                    journal.add({"step": step, "examples_seen": step * run.batch_size} | row)
+                scores = validation_scores(journal.rows)
+                if (
+                    scores
+                    and journal.rows[-1]["split"] == "validation"
+                    and scores[-1] > max(scores[:-1], default=-math.inf)
+                ):
                     save(best, step, replicated)
             ended = at_end or stopped_early(run, journal.rows)
             if ended or preemption.requested or step % keys.checkpoint_every_steps == 0:
@@ -222,17 +224,29 @@ def open_journal(run: Run, folder: epath.Path, step: int) -> Journal:
     """The journal of a run that goes on from a step; what was told after that step is told again."""
     rows = [row for row in workdir.read_metrics(folder) if row["step"] <= step]
     workdir.write_metrics(folder, rows)
-    return Journal(folder, rows, run.num_steps, step, validates=len(run.dataset.validation.examples) > 0)
+    return Journal(folder, rows, run.num_steps, step)
 
 
-def validation_bounds(rows: list[dict[str, Any]]) -> list[float]:
-    return [row["elbo"] for row in rows if row["split"] == "validation"]
+def evaluation_due(run: Run, step: int) -> bool:
+    """Whether to evaluate after this step: every so many, and whenever they have grown by a factor."""
+    keys = run.config.train
+    if step % keys.eval_every_steps == 0:
+        return True
+    if not keys.eval_growth:
+        return False
+    before = max(step - keys.log_every_steps, 1)
+    return math.floor(math.log(step, keys.eval_growth)) > math.floor(math.log(before, keys.eval_growth))
+
+
+def validation_scores(rows: list[dict[str, Any]]) -> list[float]:
+    """What models are chosen by, nats: the bound, or the marginal likelihood where that is what is measured."""
+    return [row.get("elbo", row.get("log_marginal")) for row in rows if row["split"] == "validation"]
 
 
 def stopped_early(run: Run, rows: list[dict[str, Any]]) -> bool:
-    """Whether the best validation bound is `patience` evaluations old."""
-    bounds, patience = validation_bounds(rows), run.patience
-    return bool(patience) and len(bounds) > patience and max(bounds[-patience:]) <= max(bounds[:-patience])
+    """Whether the best score on validation is `patience` evaluations old."""
+    scores, patience = validation_scores(rows), run.patience
+    return bool(patience) and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
 
 def training_row(run: Run, step: int, metrics: dict[str, np.ndarray], elapsed: float) -> dict[str, Any]:
@@ -243,7 +257,7 @@ def training_row(run: Run, step: int, metrics: dict[str, np.ndarray], elapsed: f
         "split": "train",
         "examples_seen": step * run.batch_size,
         **means,
-        "kl_weight": float(metrics["kl_weight"][-1]),
+        **({"kl_weight": float(metrics["kl_weight"][-1])} if "kl_weight" in metrics else {}),
         "learning_rate": run.learning_rate(step - 1),
         "examples_per_second": len(metrics["loss"]) * run.batch_size / elapsed,
     }

@@ -251,3 +251,120 @@ def test_log_weight_prior_is_a_standard_normal_over_every_number():
     np.testing.assert_allclose(
         bounds.log_weight_prior(jax.tree.map(jnp.float32, tree)), stats.norm.logpdf(flat).sum(), rtol=1e-5
     )
+
+
+def score_samples(params, key, num_samples):
+    vae = lg.MODEL.bind({"params": params})
+    posterior, prior = vae.encode(X), vae.prior()
+    samples = bounds.draw(key, X, posterior, prior, vae.decode, num_samples, reparameterized=False)
+    return samples, posterior, prior
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def bounds_and_grads(name, params, keys, num_samples=1, kl_weight=1.0):
+    """The bound of each key, and the gradient of log_likelihood - kl_weight kl."""
+
+    def objective(params, key):
+        if name == "score_function":
+            bound = bounds.score_function(*score_samples(params, key, num_samples))
+        else:
+            bound = BOUNDS[name](*samples_of(params, key, num_samples))
+        return bound.log_likelihood - kl_weight * bound.kl, bound
+
+    grads, values = jax.vmap(jax.grad(objective, has_aux=True), in_axes=(None, 0))(params, keys)
+    return values, grads
+
+
+def test_the_score_function_has_the_value_of_sgvb_a_and_its_decoder_gradient():
+    params, keys = lg.params(0.4, 1.2), jax.random.split(jax.random.key(10), 20)
+    values, grads = bounds_and_grads("score_function", params, keys, 7)
+    expected, expected_grads = bounds_and_grads("sgvb_a", params, keys, 7)
+    np.testing.assert_allclose(values.log_likelihood, expected.log_likelihood, rtol=1e-6)
+    np.testing.assert_allclose(values.kl, expected.kl, rtol=1e-6)
+    for got, want in zip(jax.tree.leaves(grads["decoder"]), jax.tree.leaves(expected_grads["decoder"]), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    # Encoder gradients of one draw are those of another estimator.
+    assert np.abs(grads["encoder"]["output"]["bias"] - expected_grads["encoder"]["output"]["bias"]).min() > 1e-3
+
+
+def check_mean_gradient(expected, grads):
+    """Every parameter's mean over keys within 4 standard errors."""
+    for want, got in zip(jax.tree.leaves(expected), jax.tree.leaves(grads), strict=True):
+        got = np.asarray(got, np.float64)
+        error = got.std(axis=0, ddof=1) / np.sqrt(len(got))
+        np.testing.assert_array_less(np.abs(got.mean(axis=0) - want), 4 * error + 1e-5)
+        assert np.abs(want).max() > 5 * error.mean()  # a gradient of zero would not pass
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 3.0])
+def test_the_score_function_gradient_is_unbiased_at_any_weight_of_the_kl(kl_weight):
+    params, keys = lg.params(0.4, 1.2), jax.random.split(jax.random.key(11), 50_000)
+
+    def objective(params):
+        vae = lg.MODEL.bind({"params": params})
+        return lg.elbo(params, X) - (kl_weight - 1) * bounds.kl(vae.encode(X), vae.prior())
+
+    check_mean_gradient(jax.grad(objective)(params), bounds_and_grads("score_function", params, keys, 1, kl_weight)[1])
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.4])
+def test_encoder_gradients_of_the_score_function_vary_most(stretch):
+    params, keys = lg.params(0.3, stretch), jax.random.split(jax.random.key(12), 5000)
+    variances = {
+        name: np.var(bounds_and_grads(name, params, keys)[1]["encoder"]["output"]["bias"], axis=0)
+        for name in (*BOUNDS, "score_function")
+    }
+    for name in BOUNDS:
+        np.testing.assert_array_less(3 * variances[name], variances["score_function"])
+
+
+def test_the_variances_at_the_exact_posterior_are_those_of_the_algebra():
+    # With q = N(m, s^2) exact, z = m + s e and f = log p(x, z) - log q(z) = log p(x) whatever e is. SGVB-A has the
+    # gradient -e / s in m and (1 - e^2) / 2 in log s^2, and the score function 1 - f times those. The likelihood has
+    # d/dz log p(x | z) = m - a s e with a = 1 / s^2 - 1, so SGVB-B has -a s e in m and, up to a constant,
+    # (m s e - a s^2 e^2) / 2 in log s^2.
+    m, s = lg.posterior_mean(), lg.POSTERIOR_SCALE
+    a = 1 / s**2 - 1
+    sgvb_a = np.concatenate([1 / s**2, np.full(lg.LATENT, 0.5)])
+    expected = {
+        "sgvb_a": sgvb_a,
+        "sgvb_b": np.concatenate([a**2 * s**2, m**2 * s**2 / 4 + a**2 * s**4 / 2]),
+        "score_function": (lg.log_marginal() - 1) ** 2 * sgvb_a,
+    }
+    for name, want in expected.items():
+        grads = bounds_and_grads(name, lg.params(), jax.random.split(jax.random.key(13), 50_000))[1]
+        got = np.asarray(grads["encoder"]["output"]["bias"], np.float64)
+        squares = (got - got.mean(axis=0)) ** 2
+        error = squares.std(axis=0) / np.sqrt(len(got))
+        np.testing.assert_array_less(np.abs(squares.mean(axis=0) - want), 4 * error)
+        np.testing.assert_array_less(error, 0.02 * want)
+
+
+def test_no_gradient_flows_through_draws_that_are_not_reparameterized():
+    # The same Gaussian twice: once with a sampler that NumPyro writes as an affine map of N(0, 1), whose intermediate
+    # (the draw before the map) moves with the parameters at a fixed z.
+    def normal(loc, scale):
+        return dist.Normal(loc, scale).to_event(1)
+
+    def transformed(loc, scale):
+        base = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
+        return dist.TransformedDistribution(base, dist.transforms.AffineTransform(loc, scale))
+
+    def elbo(params, make):
+        posterior, prior = make(*params), normal(jnp.zeros(2), jnp.ones(2))
+        samples = bounds.draw(jax.random.key(14), jnp.zeros(2), posterior, prior, decode, 3, reparameterized=False)
+        return bounds.score_function(samples, posterior, prior).elbo, samples.z
+
+    def decode(z):
+        return normal(z, jnp.ones(2))
+
+    params = (jnp.array([0.2, -0.4]), jnp.array([0.5, 0.3]))
+    grad = jax.jit(jax.grad(elbo, has_aux=True), static_argnums=1)
+    grads, z = zip(*(grad(params, make) for make in (normal, transformed)), strict=True)
+    np.testing.assert_allclose(z[0], z[1], rtol=1e-6)
+    np.testing.assert_allclose(grads[0], grads[1], rtol=1e-4)
+    z = np.asarray(z[0], np.float64)
+    loc, scale = (np.asarray(part, np.float64) for part in params)
+    weights = stats.norm.logpdf(0, z).sum(-1) + stats.norm.logpdf(z).sum(-1) - stats.norm.logpdf(z, loc, scale).sum(-1)
+    by_hand = ((weights - 1)[:, None] * (z - loc) / scale**2).mean(axis=0)
+    np.testing.assert_allclose(grads[0][0], by_hand, rtol=1e-4)

@@ -20,7 +20,7 @@ BELOW = {
     "checkpoints": set(),
     "figures": set(),
     "models": {"networks", "bounds"},
-    "learners": {"models", "networks", "bounds"},
+    "learners": {"inference", "models", "networks", "bounds"},
     "inference": {"models", "networks", "bounds"},
     "training": {"learners", "inference", "models", "networks", "bounds", "data"},
 }

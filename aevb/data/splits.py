@@ -62,6 +62,13 @@ def _take(split: Split, indices: np.ndarray) -> Split:
     return Split(Rows(split.examples, indices), labels)
 
 
+def head(split: Split, num: int | None) -> Split:
+    """The first `num` examples of a split; all of them if there are fewer, or no number is given."""
+    if num is None or num >= len(split.examples):
+        return split
+    return _take(split, np.arange(num))
+
+
 def _count(key: str, size: float, total: int) -> int:
     if not math.isfinite(size) or size < 0 or (size >= 1 and size != int(size)):
         raise InputError(f"{key}={size} must be a fraction below 1 or a whole number of examples")

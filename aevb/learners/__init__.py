@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
+
+from aevb import bounds
 
 
 @struct.dataclass
@@ -36,11 +39,13 @@ class Batch(NamedTuple):
       x: datapoints, `[M, *event]`.
       label: int32 `[M]`, or None.
       index: the place of each example in the global batch, int32 `[M]`: with the step, it is what keys derive from.
+      example_id: the place of each example in the training split, int32 `[M]`: what a chain of its own is found by.
     """
 
     x: jax.Array
     label: jax.Array | None
     index: jax.Array
+    example_id: jax.Array
 
 
 class Learner(NamedTuple):
@@ -51,11 +56,65 @@ class Learner(NamedTuple):
       update: `(state, batch, step_key, axis_name) -> (state, metrics)`: one step. Metrics are scalars, `loss` and
         `grad_norm` among them; `axis_name` is the mapped axis to average over, None on one device.
       support: the values that the likelihood has a density or mass for, "binary", "unit" or "real".
+      has_encoder: whether its parameters hold an encoder, and with it a bound.
     """
 
     init: Callable[[jax.Array], TrainState]
     update: Callable[[TrainState, Batch, jax.Array, str | None], tuple[TrainState, dict[str, jax.Array]]]
     support: str = "real"
+    has_encoder: bool = True
+
+
+def first_state(
+    key: jax.Array,
+    init_params: Callable[[jax.Array], Any],
+    init_opt_state: Callable[[Any], Any],
+    hyperparameters: dict[str, float] | None = None,
+) -> TrainState:
+    """The state before the first step; `init_params` takes a key, `init_opt_state` the parameters."""
+    init_key, state_key = jax.random.split(key)
+    params = init_params(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=state_key,
+        params=params,
+        opt_state=init_opt_state(params),
+        ema_params=None,
+        hyperparameters={name: jnp.asarray(value, jnp.float32) for name, value in (hyperparameters or {}).items()},
+    )
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    loss_fn: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]],
+    params: Any,
+    opt_state: Any,
+    axis_name: str | None,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """One step of an optimizer down `loss_fn: params -> (loss, metrics)`, the mean over the devices.
+
+    Returns:
+      Parameters, the optimizer's state, and the metrics with `loss` and `grad_norm`.
+    """
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    loss, metrics, grads = device_mean((loss, metrics, grads), axis_name)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    metrics = metrics | {"loss": loss, "grad_norm": global_norm(grads)}
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+
+def map_loss(objective: jax.Array, theta: Any, weight_prior_examples: int | None) -> jax.Array:
+    """What is minimised, nats per datapoint: `-(1/N) [N/M sum_i objective_i + log N(theta; 0, I)]`.
+
+    Args:
+      objective: of each datapoint of the minibatch, nats, up is better, `[M]`.
+      theta: the parameters that the paper's prior is on.
+      weight_prior_examples: N, the size of the training set; None leaves the prior out.
+    """
+    if weight_prior_examples is None:
+        return -objective.mean()
+    whole = bounds.minibatch_estimate(objective, weight_prior_examples)
+    return -(whole + bounds.log_weight_prior(theta)) / weight_prior_examples
 
 
 def example_keys(step_key: jax.Array, index: jax.Array) -> jax.Array:

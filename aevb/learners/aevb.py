@@ -1,5 +1,6 @@
 """Auto-Encoding Variational Bayes: stochastic gradient ascent on a reparameterized bound (Kingma & Welling, alg. 1)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,20 +9,21 @@ import jax.numpy as jnp
 import optax
 
 from aevb import bounds, models
-from aevb.learners import Batch, Learner, TrainState, device_mean, example_keys, global_norm
-
-BoundFn = Callable[..., bounds.Bound]
+from aevb.learners import Batch, Learner, TrainState, descend, example_keys, first_state, map_loss
 
 
 def datapoint_bound(
-    model: models.VAE, bound: BoundFn, num_samples: int = 1
+    model: models.VAE, bound: bounds.BoundFn, num_samples: int = 1
 ) -> Callable[[Any, jax.Array, jax.Array], bounds.Bound]:
     """`(params, x, key) -> Bound`: the bound of one datapoint x `[*event]` from `num_samples` draws of z."""
 
     def one(params: Any, x: jax.Array, key: jax.Array) -> bounds.Bound:
         vae = model.bind({"params": params})
         posterior, prior = vae.encode(x), vae.prior()
-        return bound(bounds.draw(key, x, posterior, prior, vae.decode, num_samples), posterior, prior)
+        samples = bounds.draw(
+            key, x, posterior, prior, vae.decode, num_samples, reparameterized=bound is not bounds.score_function
+        )
+        return bound(samples, posterior, prior)
 
     return one
 
@@ -30,7 +32,7 @@ def learner(
     model: models.VAE,
     optimizer: optax.GradientTransformation,
     *,
-    bound: BoundFn = bounds.sgvb_b,
+    bound: bounds.BoundFn = bounds.sgvb_b,
     num_samples: int = 1,
     kl_weight: float = 1.0,
     kl_warmup: optax.Schedule | None = None,
@@ -44,7 +46,7 @@ def learner(
     Args:
       model: a VAE.
       optimizer: any Optax transformation, for example `optax.adam(1e-3)`.
-      bound: `bounds.sgvb_b` or `bounds.sgvb_a`.
+      bound: `bounds.sgvb_b`, `bounds.sgvb_a` or `bounds.score_function`.
       num_samples: L, draws of z a datapoint.
       kl_weight: beta, at least 0; carried in the state's hyperparameters.
       kl_warmup: from the step to a factor in [0, 1]; none is 1 always.
@@ -56,46 +58,25 @@ def learner(
       minimised), `kl_weight` and `grad_norm`.
     """
 
-    def init(key: jax.Array) -> TrainState:
-        init_key, state_key = jax.random.split(key)
-        params = models.init(model, init_key)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            key=state_key,
-            params=params,
-            opt_state=optimizer.init(params),
-            ema_params=None,
-            hyperparameters={"kl_weight": jnp.asarray(kl_weight, jnp.float32)},
-        )
-
     one_bound = datapoint_bound(model, bound, num_samples)
 
-    def loss_fn(params: dict, batch: Batch, keys: jax.Array, beta: jax.Array) -> tuple[jax.Array, bounds.Bound]:
+    def init(key: jax.Array) -> TrainState:
+        hyperparameters = {"kl_weight": kl_weight}
+        return first_state(key, functools.partial(models.init, model), optimizer.init, hyperparameters)
+
+    def loss_fn(params: dict, batch: Batch, keys: jax.Array, beta: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         per_datapoint = jax.vmap(one_bound, in_axes=(None, 0, 0))(params, batch.x, keys)
         objective = per_datapoint.log_likelihood - beta * per_datapoint.kl
-        if weight_prior_examples is None:
-            return -objective.mean(), jax.tree.map(jnp.mean, per_datapoint)
-        whole = bounds.minibatch_estimate(objective, weight_prior_examples)
-        log_prior = bounds.log_weight_prior(models.generative(params))
-        return -(whole + log_prior) / weight_prior_examples, jax.tree.map(jnp.mean, per_datapoint)
+        mean = jax.tree.map(jnp.mean, per_datapoint)
+        metrics = {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl, "kl_weight": beta}
+        return map_loss(objective, models.generative(params), weight_prior_examples), metrics
 
     def update(
         state: TrainState, batch: Batch, step_key: jax.Array, axis_name: str | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         beta = state.hyperparameters["kl_weight"] * (1.0 if kl_warmup is None else kl_warmup(state.step))
-        keys = example_keys(step_key, batch.index)
-        (loss, mean_bound), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, keys, beta)
-        loss, mean_bound, grads = device_mean((loss, mean_bound, grads), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
-            "elbo": mean_bound.elbo,
-            "log_likelihood": mean_bound.log_likelihood,
-            "kl": mean_bound.kl,
-            "loss": loss,
-            "kl_weight": beta,
-            "grad_norm": global_norm(grads),
-        }
-        params = optax.apply_updates(state.params, updates)
+        loss = functools.partial(loss_fn, batch=batch, keys=example_keys(step_key, batch.index), beta=beta)
+        params, opt_state, metrics = descend(optimizer, loss, state.params, state.opt_state, axis_name)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return Learner(init, update, model.likelihood.support)

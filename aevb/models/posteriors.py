@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import linen as nn
 
+from aevb.models.families import FAMILIES
+
 
 class DiagonalGaussian(nn.Module):
     """q(z | x) = N(mu, diag(sigma^2)), with heads for mu and log sigma^2 (Kingma & Welling, eq. 9)."""
@@ -18,3 +20,21 @@ class DiagonalGaussian(nn.Module):
     def __call__(self, outputs: jax.Array) -> dist.Distribution:
         mean, log_variance = outputs
         return dist.Normal(mean, jnp.exp(0.5 * log_variance)).to_event(1)
+
+
+class FactorizedPosterior(nn.Module):
+    """q(z | x) = prod_j q(z_j | x) of one of the `FAMILIES`, with a head for each of its parameters (section 2.4).
+
+    Attributes:
+      family: a key of `FAMILIES`, which say how the outputs `[parameters, latent]` become parameters.
+    """
+
+    family: str
+
+    def output_shape(self, latent_dim: int) -> tuple[int, ...]:
+        return (len(FAMILIES[self.family].constrain), latent_dim)
+
+    def __call__(self, outputs: jax.Array) -> dist.Distribution:
+        family = FAMILIES[self.family]
+        parameters = [constrain(output) for constrain, output in zip(family.constrain, outputs, strict=True)]
+        return family.distribution(*parameters).to_event(1)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import linen as nn
 
+from aevb import bounds
+from aevb.errors import InputError
+from aevb.models.families import FAMILIES, interval
 from aevb.models.likelihoods import Bernoulli
 from aevb.models.posteriors import DiagonalGaussian
 from aevb.models.priors import StandardNormal
@@ -64,19 +67,73 @@ def vae(
       posterior: a module of `aevb.models.posteriors`; the diagonal Gaussian unless given.
       likelihood: a module of `aevb.models.likelihoods`; Bernoulli unless given.
       prior: a module of `aevb.models.priors`; the standard normal unless given.
+
+    Raises:
+      InputError: KL(q || p) is infinite, see `check_pair`.
     """
     posterior = posterior or DiagonalGaussian()
     likelihood = likelihood or Bernoulli()
+    prior = prior or StandardNormal(latent_dim)
+    check_pair(posterior, prior, latent_dim)
     event_shape = tuple(event_shape)
     return VAE(
         encoder=network(posterior.output_shape(latent_dim)),
         posterior=posterior,
         decoder=network(likelihood.output_shape(event_shape)),
         likelihood=likelihood,
-        prior=prior or StandardNormal(latent_dim),
+        prior=prior,
         event_shape=event_shape,
         latent_dim=latent_dim,
     )
+
+
+def check_pair(posterior: nn.Module, prior: nn.Module, latent_dim: int) -> None:
+    """Refuse a posterior and a prior between which KL(q || p) is infinite whatever the parameters; computes nothing.
+
+    Raises:
+      InputError: the posterior has mass where the prior has none, or a Student t meets a Gumbel, whose left tail
+        `exp(-exp(-z))` no power law has a finite expectation under.
+    """
+    q, p = _distributions(posterior, prior, latent_dim)
+    q_ends, p_ends = interval(q.support), interval(p.support)
+    q, p = _one_dimension(q), _one_dimension(p)
+    if q_ends and p_ends and (q_ends[0] < p_ends[0] or q_ends[1] > p_ends[1]):
+        fitting = [name for name, family in FAMILIES.items() if interval(family.support) == p_ends]
+        raise InputError(
+            f"the posterior ({type(q).__name__}) has mass on ({q_ends[0]:g}, {q_ends[1]:g}) but the prior "
+            f"({type(p).__name__}) only on ({p_ends[0]:g}, {p_ends[1]:g}), so their KL is infinite: choose another "
+            f"prior, or a posterior with mass there only{', such as ' if fitting else ''}{', '.join(fitting)}"
+        )
+    if isinstance(q, dist.StudentT) and isinstance(p, dist.Gumbel):
+        raise InputError(
+            "the posterior (StudentT) has too heavy a tail for the prior (Gumbel), so their KL is infinite: choose "
+            "another prior, or the posterior gumbel"
+        )
+
+
+def has_closed_form_kl(posterior: nn.Module, prior: nn.Module, latent_dim: int) -> bool:
+    """Whether `bounds.sgvb_b` can be computed for this pair; computes nothing."""
+    try:
+        jax.eval_shape(bounds.kl, *_distributions(posterior, prior, latent_dim))
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _distributions(
+    posterior: nn.Module, prior: nn.Module, latent_dim: int
+) -> tuple[dist.Distribution, dist.Distribution]:
+    """q(z | x) and p(z) with shapes in the place of numbers."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    outputs = jax.ShapeDtypeStruct(posterior.output_shape(latent_dim), jnp.float32)
+    q = jax.eval_shape(lambda key, outputs: posterior.init_with_output(key, outputs)[0], key, outputs)
+    return q, jax.eval_shape(lambda key: prior.init_with_output(key)[0], key)
+
+
+def _one_dimension(distribution: dist.Distribution) -> dist.Distribution:
+    while isinstance(distribution, dist.Independent):
+        distribution = distribution.base_dist
+    return distribution
 
 
 def init(model: VAE, init_key: jax.Array) -> dict[str, Any]:

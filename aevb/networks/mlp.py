@@ -18,18 +18,24 @@ class MLP(nn.Module):
       output_shape: the shape of the output.
       hidden: the width of each hidden layer; empty for an affine map.
       activation: applied elementwise after each hidden layer.
+      init_scale: weights and biases start as draws from N(0, init_scale^2), as in the paper; None starts them as Flax
+        does, LeCun-normal weights and zero biases.
       param_dtype: the dtype of weights and biases.
     """
 
     output_shape: Sequence[int]
     hidden: Sequence[int] = (500,)
     activation: Callable[[jax.Array], jax.Array] = nn.tanh
+    init_scale: float | None = None
     param_dtype: DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        options = {"param_dtype": self.param_dtype}
+        if self.init_scale is not None:
+            options |= dict.fromkeys(("kernel_init", "bias_init"), nn.initializers.normal(self.init_scale))
         h = x.reshape(-1)
         for i, width in enumerate(self.hidden):
-            h = self.activation(nn.Dense(width, name=f"hidden_{i}", param_dtype=self.param_dtype)(h))
-        out = nn.Dense(math.prod(self.output_shape), name="output", param_dtype=self.param_dtype)(h)
+            h = self.activation(nn.Dense(width, name=f"hidden_{i}", **options)(h))
+        out = nn.Dense(math.prod(self.output_shape), name="output", **options)(h)
         return out.reshape(self.output_shape)

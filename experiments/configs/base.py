@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
             "data": data(),
             "model": model(),
             "bound": bound(),
+            "learner": learner(),
             "optimizer": optimizer(),
             "train": train(),
             "eval": evaluation(),
@@ -24,6 +25,7 @@ def data() -> dict:
         "binarization": "none",  # none, static, dynamic, threshold, grey
         "validation_size": 0.1,  # examples held out of training: a fraction below 1, else a count
         "test_size": 0.2,  # the same, for sets without a test split of their own
+        "train_size": 0,  # train on the first so many examples of the training split; 0 is all of them
         "seed": 0,  # of the split and of static binarization
         "memory_limit_mb": 2048,  # MiB of decoded examples; a larger set streams from disk, 0 streams always
         "workers": 2,  # processes that read a streamed set
@@ -35,6 +37,7 @@ def model() -> dict:
         "network": "mlp",  # of the encoder and the decoder
         "hidden": (500,),  # width of each hidden layer
         "activation": "tanh",  # tanh, relu, gelu, elu, softplus
+        "init_scale": 0.0,  # standard deviation of the first weights and biases; 0 starts them as Flax does
         "latent_dim": 20,  # size of z
         "posterior": "diagonal_gaussian",  # family of q(z | x)
         "likelihood": "bernoulli",  # bernoulli, continuous_bernoulli, gaussian
@@ -55,6 +58,15 @@ def bound() -> dict:
     }
 
 
+def learner() -> dict:
+    return {
+        "name": "aevb",  # aevb, wake_sleep, mcem, full_vb
+        "num_leapfrog": 10,  # leapfrog steps of an HMC transition, of mcem
+        "target_acceptance": 0.9,  # that mcem's step size is tuned to, a probability
+        "weight_updates": 5,  # of mcem, after each transition
+    }
+
+
 def optimizer() -> dict:
     return {
         "name": "adam",  # adam, adamw, adagrad, sgd
@@ -65,6 +77,7 @@ def optimizer() -> dict:
         "boundaries": (),  # steps, counted from the end of the warm-up, at which piecewise multiplies the step size
         "scales": (),  # by how much, one factor a boundary
         "weight_decay": 0.0,  # decoupled, of adamw
+        "initial_accumulator": 0.1,  # what adagrad's sum of squared gradients starts at
         "clip_norm": 0.0,  # largest global norm of a gradient; 0 does not clip
     }
 
@@ -74,7 +87,8 @@ def train() -> dict:
         "num_epochs": 100.0,  # passes over the training split
         "batch_size": 100,  # over all devices
         "log_every_steps": 100,  # steps in one call, and between two training rows of metrics.jsonl
-        "eval_every_steps": 500,  # steps between two validation bounds; a multiple of log_every_steps
+        "eval_every_steps": 500,  # steps between two evaluations; a multiple of log_every_steps
+        "eval_growth": 0.0,  # above 1: evaluate whenever the steps have grown by this factor, too
         "checkpoint_every_steps": 1000,  # a multiple of log_every_steps
         "keep_checkpoints": 2,  # the latest ones; the best on validation is kept beside them
         "ema_decay": 0.0,  # of an average of the weights, which is then what is evaluated; 0 keeps none
@@ -84,6 +98,11 @@ def train() -> dict:
 
 def evaluation() -> dict:
     return {
-        "num_samples": 1000,  # importance samples of the test evaluation at the end
+        "curve_measure": "bound",  # what is measured during training: bound, or marginal (appendix D), nats
+        "curve_split": "validation",  # and on which split: validation, test; a marginal is measured on train, too
+        "curve_examples": 0,  # on its first so many examples; 0 is all of them
+        "estimator": "importance",  # of log p(x) at the end: importance, hmc (appendix D), ais
+        "num_samples": 1000,  # of the estimator: importance samples, posterior samples, annealed chains
+        "max_examples": 0,  # of the test split at the end; 0 is all of them
         "batch_size": 100,  # datapoints at once, over all devices
     }

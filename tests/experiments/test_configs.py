@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from aevb import training
 from aevb.data import Dataset, Split
 from aevb.errors import InputError
-from experiments import build, evaluate, settings, train
+from experiments import build, checks, choices, evaluate, settings, train
 from experiments.configs import base, vae
 
 CONFIG = "experiments/configs/vae.py"
@@ -204,12 +204,12 @@ def test_every_choice_takes_a_step(choice: str, monkeypatch: pytest.MonkeyPatch)
 def test_learning_rate():
     keys = load("optimizer.learning_rate=0.5", "optimizer.schedule=cosine", "optimizer.decay_steps=10").optimizer
     keys.warmup_steps = 4
-    rate = build.learning_rate(keys)
+    rate = choices.learning_rate(keys)
     assert [rate(step) for step in range(4)] == pytest.approx([0.5 * step / 4 for step in range(4)])
     expected = [0.25 * (1 + math.cos(math.pi * step / 10)) for step in range(11)]
     assert [rate(4 + step) for step in range(11)] == pytest.approx(expected, abs=1e-7)
     piecewise = ["optimizer.schedule=piecewise", "optimizer.boundaries=(2,5)", "optimizer.scales=(0.5,0.1)"]
-    rate = build.learning_rate(load("optimizer.learning_rate=0.001", *piecewise).optimizer)
+    rate = choices.learning_rate(load("optimizer.learning_rate=0.001", *piecewise).optimizer)
     assert [rate(step) for step in (0, 1, 3, 6)] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-5])
 
 
@@ -236,13 +236,13 @@ def test_cosine_length_is_written_back():
         ("train.eval_every_steps=7", "multiple of config.train.log_every_steps"),
         ("optimizer.weight_decay=0.1", "use --config.optimizer.name=adamw"),
         ("optimizer.boundaries=3", "one scale a boundary"),
-        *((f"{key}=nosuch", "choose one of") for key in build._CHOICES),
+        *((f"{key}=nosuch", "choose one of") for key in checks.CHOICES),
     ],
 )
 def test_value_is_refused(override: str, words: str):
     name, _, value = override.partition("=")
     with pytest.raises(InputError, match=words) as refused:
-        build.check(load(override))
+        checks.check(load(override))
     assert name in str(refused.value)
     assert value.strip("(),") in str(refused.value)
 

@@ -18,7 +18,8 @@ from aevb.learners import Batch, aevb, example_keys, global_norm
 
 M, N = 4, 60
 XS = np.random.default_rng(1).normal(size=(M, lg.SIZE))
-BATCH = Batch(jnp.float32(XS), None, jnp.arange(M, dtype=jnp.int32))
+PLACES = jnp.arange(M, dtype=jnp.int32)
+BATCH = Batch(jnp.float32(XS), None, PLACES, PLACES)
 STEP_KEY = jax.random.key(11)
 
 
@@ -109,7 +110,8 @@ def test_a_likelihoods_own_parameters_are_under_the_weight_prior():
 
 def test_an_update_goes_up_the_bound_by_its_closed_form_gradient():
     params, num = lg.params(0.4, 1.3), 4000
-    batch = Batch(jnp.tile(BATCH.x, (num, 1)), None, jnp.arange(num * M, dtype=jnp.int32))
+    places = jnp.arange(num * M, dtype=jnp.int32)
+    batch = Batch(jnp.tile(BATCH.x, (num, 1)), None, places, places)
     learner = aevb.learner(lg.MODEL, optax.sgd(1.0))
     state, metrics = jax.jit(learner.update)(start(learner, params), batch, STEP_KEY)
     step = jax.tree.map(lambda new, old: new - old, state.params, params)
@@ -162,14 +164,14 @@ def test_noise_follows_the_place_in_the_global_batch_and_not_the_device():
     update = jax.jit(learner.update)
 
     def elbo(rows, step_key=STEP_KEY):
-        batch = Batch(BATCH.x[rows], None, BATCH.index[rows])
+        batch = Batch(BATCH.x[rows], None, BATCH.index[rows], BATCH.index[rows])
         return float(update(state, batch, step_key)[1]["elbo"])
 
     whole = elbo(jnp.arange(M))
     np.testing.assert_allclose(np.mean([elbo(jnp.array([0, 1])), elbo(jnp.array([2, 3]))]), whole, rtol=1e-5)
     np.testing.assert_allclose(elbo(jnp.array([3, 1, 0, 2])), whole, rtol=1e-5)
     assert elbo(jnp.arange(M), jax.random.key(12)) != pytest.approx(whole, abs=1e-3)
-    same = Batch(jnp.tile(BATCH.x[:1], (2, 1)), None, jnp.arange(2, dtype=jnp.int32))
+    same = Batch(jnp.tile(BATCH.x[:1], (2, 1)), None, PLACES[:2], PLACES[:2])
     first = elbo(jnp.array([0]))
     assert float(update(state, same, STEP_KEY)[1]["elbo"]) != pytest.approx(first, abs=1e-3)
 

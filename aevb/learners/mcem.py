@@ -1,0 +1,115 @@
+"""Monte Carlo EM without an encoder: a chain a datapoint by HMC, then steps of the weights (the paper's appendix E)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aevb import bounds, models
+from aevb.inference import hmc
+from aevb.learners import Batch, Learner, TrainState, descend, device_mean, example_keys, first_state, map_loss
+
+FIRST_STEP_SIZE = 0.1  # of the leapfrog integrator, in the units of z; tuned from the first step on
+
+
+def learner(
+    model: models.VAE,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_examples: int,
+    num_leapfrog: int = 10,
+    target_acceptance: float = 0.9,
+    weight_updates: int = 5,
+    weight_prior_examples: int | None = None,
+) -> Learner:
+    """Alternate a draw from p(z | x) and ascent of `log p(x, z)` in theta.
+
+    E-step: every datapoint of the training set has a chain of its own, which starts at a draw from the prior and makes
+    one HMC transition each time its datapoint is seen (the paper does not say where its chains start). All chains share
+    a step size, tuned to the target acceptance by a constant gain, for the weights move under the chains. M-step:
+    `weight_updates` steps of the optimizer on the same draws. A datapoint counts as seen once a step.
+
+    Args:
+      model: a VAE, whose encoder is left out.
+      optimizer: any Optax transformation.
+      num_examples: N, the size of the training set.
+      num_leapfrog: leapfrog steps of a transition.
+      target_acceptance: in (0, 1).
+      weight_updates: steps of the optimizer after each transition.
+      weight_prior_examples: N, to add the paper's prior p(theta) = N(0, I); None leaves it out.
+
+    Returns:
+      A `Learner` whose metrics are `log_joint` = log p(x, z) and `log_likelihood` = log p(x | z) (nats per datapoint
+      at the draws; neither is a bound), `loss`, `grad_norm`, `acceptance` (mean probability), `divergent` (share of
+      transitions) and `step_size`.
+    """
+
+    def init_params(key: jax.Array) -> dict:
+        return models.generative(models.init(model, key))
+
+    def init_opt_state(params: dict) -> dict:
+        prior, _ = hmc.unconstrained(model.bind({"params": params}).prior())
+        start_key = jax.random.key(0)  # where a chain starts is forgotten; every example starts elsewhere
+        chains = jax.vmap(prior.sample)(jax.random.split(start_key, num_examples))
+        return {"optimizer": optimizer.init(params), "chains": chains, "log_step_size": jnp.log(FIRST_STEP_SIZE)}
+
+    def expect(params: dict, x: jax.Array, u: jax.Array, key: jax.Array, step_size: jax.Array) -> hmc.Transition:
+        vae = model.bind({"params": params})
+        log_density, _ = hmc.joint_log_density(x, vae.prior(), vae.decode)
+        return hmc.transition(key, u, log_density, step_size, num_leapfrog)
+
+    def log_joint(params: dict, x: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        vae = model.bind({"params": params})
+        prior = vae.prior()
+        z = hmc.unconstrained(prior)[1](u)
+        log_likelihood = bounds.log_likelihood(vae.decode(z), x)
+        return log_likelihood + prior.log_prob(z), log_likelihood
+
+    def maximise(params: dict, x: jax.Array, u: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        joint, log_likelihood = jax.vmap(log_joint, in_axes=(None, 0, 0))(params, x, u)
+        metrics = {"log_joint": joint.mean(), "log_likelihood": log_likelihood.mean()}
+        return map_loss(joint, params, weight_prior_examples), metrics
+
+    def update(
+        state: TrainState, batch: Batch, step_key: jax.Array, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        carried = state.opt_state
+        step_size = jnp.exp(carried["log_step_size"])
+        keys = example_keys(step_key, batch.index)
+        u = carried["chains"][batch.example_id]
+        moved = jax.vmap(expect, in_axes=(None, 0, 0, 0, None))(state.params, batch.x, u, keys, step_size)
+
+        def m_step(carry: tuple, _: None) -> tuple[tuple, dict[str, jax.Array]]:
+            params, opt_state = carry
+            loss = functools.partial(maximise, x=batch.x, u=moved.z)
+            params, opt_state, metrics = descend(optimizer, loss, params, opt_state, axis_name)
+            return (params, opt_state), metrics
+
+        carry = (state.params, carried["optimizer"])
+        (params, opt_state), metrics = jax.lax.scan(m_step, carry, None, weight_updates)
+        acceptance = device_mean(jnp.where(jnp.isfinite(moved.acceptance), moved.acceptance, 0.0).mean(), axis_name)
+        metrics = jax.tree.map(jnp.mean, metrics) | {
+            "acceptance": acceptance,
+            "divergent": device_mean(moved.is_divergent.mean(), axis_name),
+            "step_size": step_size,
+        }
+        places, chains = _gathered((batch.example_id, moved.z), axis_name)
+        opt_state = {
+            "optimizer": opt_state,
+            "chains": carried["chains"].at[places].set(chains),
+            "log_step_size": hmc.adapt(carried["log_step_size"], acceptance, target_acceptance),
+        }
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    def init(key: jax.Array) -> TrainState:
+        return first_state(key, init_params, init_opt_state)
+
+    return Learner(init, update, model.likelihood.support, has_encoder=False)
+
+
+def _gathered(tree: tuple, axis_name: str | None) -> tuple:
+    """The rows of all devices, in the order of the global batch, so that each device carries every chain."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis_name, tiled=True), tree)

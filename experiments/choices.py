@@ -1,0 +1,124 @@
+"""What a config can name: dictionaries from names to builders, and the model, learner and optimizer made of them.
+
+Adding a network, a likelihood, a bound, a learner or an optimizer is one line in a dictionary here, beside its file.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from aevb import bounds, learners, models, networks
+from aevb.learners import aevb as aevb_learner
+from aevb.learners import mcem, wake_sleep
+
+NETWORKS: Mapping[str, Callable] = {"mlp": networks.MLP}
+ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "gelu": nn.gelu, "elu": nn.elu, "softplus": nn.softplus}
+POSTERIORS: Mapping[str, Callable] = {"diagonal_gaussian": models.DiagonalGaussian}
+LIKELIHOODS: Mapping[str, Callable[[ConfigDict], nn.Module]] = {
+    "bernoulli": lambda model: models.Bernoulli(),
+    "continuous_bernoulli": lambda model: models.ContinuousBernoulli(),
+    "gaussian": lambda model: models.Gaussian(
+        scale={"fixed": model.fixed_scale, "learned": None}[model.scale],
+        min_scale=model.min_scale,
+        sigmoid_mean=model.sigmoid_mean,
+    ),
+}
+BOUNDS = {"sgvb_a": bounds.sgvb_a, "sgvb_b": bounds.sgvb_b}
+# Each with the keys of the config that it reads.
+OPTIMIZERS: Mapping[str, tuple[Callable[..., optax.GradientTransformation], dict[str, str]]] = {
+    "adam": (optax.adam, {}),
+    "adamw": (optax.adamw, {"weight_decay": "weight_decay"}),
+    "adagrad": (optax.adagrad, {"initial_accumulator_value": "initial_accumulator"}),
+    "sgd": (optax.sgd, {}),
+}
+# From the optimizer's keys to a factor of the learning rate, a function of the step.
+SCHEDULES: Mapping[str, Callable[[ConfigDict], optax.Schedule]] = {
+    "constant": lambda keys: optax.constant_schedule(1.0),
+    "cosine": lambda keys: optax.cosine_decay_schedule(1.0, keys.decay_steps),
+    "piecewise": lambda keys: optax.piecewise_constant_schedule(
+        1.0, dict(zip(keys.boundaries, keys.scales, strict=True))
+    ),
+}
+# From the config, the size of the training set, and what every learner takes.
+LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
+    "aevb": lambda config, num_examples, **common: aevb_learner.learner(
+        **common, **bound_of(config.bound), **kl_weights(config.bound)
+    ),
+    "wake_sleep": lambda config, num_examples, **common: wake_sleep.learner(**common, **bound_of(config.bound)),
+    "mcem": lambda config, num_examples, **common: mcem.learner(
+        **common,
+        num_examples=num_examples,
+        num_leapfrog=config.learner.num_leapfrog,
+        target_acceptance=config.learner.target_acceptance,
+        weight_updates=config.learner.weight_updates,
+    ),
+}
+
+
+def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
+    network = functools.partial(
+        NETWORKS[keys.network],
+        hidden=tuple(keys.hidden),
+        activation=ACTIVATIONS[keys.activation],
+        init_scale=keys.init_scale or None,
+    )
+    return models.vae(
+        event_shape,
+        keys.latent_dim,
+        network=network,
+        posterior=POSTERIORS[keys.posterior](),
+        likelihood=LIKELIHOODS[keys.likelihood](keys),
+    )
+
+
+def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> learners.Learner:
+    return LEARNERS[config.learner.name](
+        config,
+        num_examples,
+        model=model,
+        optimizer=make_optimizer(config.optimizer),
+        weight_prior_examples=num_examples if config.bound.weight_prior else None,
+    )
+
+
+def bound_of(keys: ConfigDict) -> dict[str, Any]:
+    return {"bound": BOUNDS[keys.name], "num_samples": keys.num_samples}
+
+
+def kl_weights(keys: ConfigDict) -> dict[str, Any]:
+    warmup = optax.linear_schedule(0.0, 1.0, keys.kl_warmup_steps) if keys.kl_warmup_steps else None
+    return {"kl_weight": keys.kl_weight, "kl_warmup": warmup}
+
+
+def make_optimizer(keys: ConfigDict) -> optax.GradientTransformation:
+    """Clip, then the optimizer at the peak learning rate, then the schedule's factor.
+
+    Learning rate and weight decay are arrays in the state (`inject_hyperparams`), so that runs that differ in them are
+    one program.
+    """
+    parts = [optax.clip_by_global_norm(keys.clip_norm)] if keys.clip_norm else []
+    make, reads = OPTIMIZERS[keys.name]
+    options = {option: keys[key] for option, key in reads.items()}
+    parts.append(optax.inject_hyperparams(make)(learning_rate=keys.learning_rate, **options))
+    if keys.schedule != "constant" or keys.warmup_steps:
+        parts.append(optax.scale_by_schedule(learning_rate_factor(keys)))
+    return optax.chain(*parts)
+
+
+def learning_rate_factor(keys: ConfigDict) -> optax.Schedule:
+    """The factor of the learning rate at a step: a linear warm-up from 0, then the schedule from its start."""
+    schedule = SCHEDULES[keys.schedule](keys)
+    if not keys.warmup_steps:
+        return schedule
+    warmup = optax.linear_schedule(0.0, 1.0, keys.warmup_steps)
+    return optax.join_schedules([warmup, schedule], [keys.warmup_steps])
+
+
+def learning_rate(keys: ConfigDict) -> optax.Schedule:
+    """The learning rate at a step."""
+    factor = learning_rate_factor(keys)
+    return lambda step: keys.learning_rate * float(factor(step))

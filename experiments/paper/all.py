@@ -1,0 +1,103 @@
+"""Every figure of the paper, one after another, with what each will cost on this machine printed first.
+
+    python -m experiments.paper.all --scale=smoke
+
+`smoke` shows that everything runs, `short` takes the curves to 1e7 training points, `full` as far as the paper's axes.
+Costs are from rates measured here before the start, a few calls of each kind of run, and hold for one run after another
+on all devices; runs side by side, which is the default, take less.
+"""
+
+import subprocess
+import sys
+import time
+
+from absl import flags
+
+from aevb import training
+from aevb.errors import InputError
+from experiments import build, cli, settings
+from experiments.paper import fig2, fig3, fig4, fig5, runs
+
+FIGURES = {"fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5}
+STUDY_POINTS = 1e6  # of the runs of full variational Bayes
+# Training points of every run, at most: a figure's own number where that is smaller.
+SCALES = {"smoke": 2e4, "short": 1e7, "full": 1e8}
+OVERHEAD = 30.0  # seconds a run: start, compiling, the evaluation and the pictures at its end
+CALLS, STEPS = 3, 100  # measured, after one call that compiles
+
+
+def rate(job: runs.Job) -> float:
+    """Examples a second of one run alone, the best of a few calls."""
+    config, *overrides = job.arguments(1e5, seed=0)
+    run = build.build(settings.load(config.partition("=")[2], overrides))
+    steps = training.train(
+        run.learner,
+        run.init_state(),
+        run.feed,
+        run.preprocess["train"],
+        num_steps=(CALLS + 1) * STEPS,
+        steps_per_call=STEPS,
+    )
+    next(steps)
+    seconds = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        next(steps)
+        seconds.append(time.perf_counter() - started)
+    return STEPS * run.batch_size / min(seconds)
+
+
+def costs(points: dict[str, float]) -> list[str]:
+    """A line a figure: its runs that no figure before it has, their training points and the hours they take."""
+    rates: dict[tuple, float] = {}
+    counted: dict[str, float] = {}
+    lines = []
+    for name, figure in FIGURES.items():
+        seconds, new = 0.0, 0
+        for job in figure.jobs():
+            missing = points[name] - counted.get(job.name(0), 0.0)
+            if missing <= 0:
+                continue
+            kind = (job.dataset, job.algorithm, job.overrides)
+            rates[kind] = rates.get(kind) or rate(job)
+            seconds += missing / rates[kind] + OVERHEAD
+            counted[job.name(0)] = points[name]
+            new += 1
+        lines.append(f"{name}: {new} runs of {points[name]:.0e} training points, about {seconds / 3600:.1f} hours")
+    return lines
+
+
+def commands(points: dict[str, float]) -> list[list[str]]:
+    """The arguments of every command, in order."""
+    common = [f"--workdir={flags.FLAGS.workdir}", f"--out={flags.FLAGS.out or flags.FLAGS.workdir}"]
+    common.append(f"--seed={flags.FLAGS.seed}")
+    jobs = [f"--jobs={flags.FLAGS.jobs}"] if flags.FLAGS.jobs else []
+    figures = [[f"experiments.paper.{name}", *common, *jobs, f"--training_points={points[name]:g}"] for name in FIGURES]
+    full_vb = f"--training_points={min(STUDY_POINTS, *points.values()):g}"
+    return [*figures, ["experiments.paper.full_vb", *common, full_vb], ["experiments.paper.gradients", *common[1:]]]
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse(argv)
+    scale = cli.required("scale", "smoke")
+    if scale not in SCALES:
+        raise InputError(f"--scale is {scale!r}: choose one of {', '.join(SCALES)}")
+    points = {name: min(figure.TRAINING_POINTS, SCALES[scale]) for name, figure in FIGURES.items()}
+    print("\n".join(costs(points)), flush=True)
+    if flags.FLAGS.dry_run:
+        return
+    for command in commands(points):
+        print("python -m", *command, flush=True)
+        code = subprocess.call([sys.executable, "-m", *command])
+        if code:
+            cli.fail(f"{command[0]} ended with exit code {code}: run the same command to go on", code)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("scale", None, f"How far to go: {', '.join(SCALES)}.")
+    flags.DEFINE_bool("dry_run", False, "Only print what it costs.")
+    flags.DEFINE_string("workdir", "runs/paper", "Holds a folder a run; the same command again resumes them.")
+    flags.DEFINE_string("out", None, "Where figures, CSVs and tables go; the workdir unless given.")
+    flags.DEFINE_integer("seed", 0, "Of every run.", lower_bound=0)
+    flags.DEFINE_integer("jobs", None, "Runs side by side; one a device, or one a core, unless given.", lower_bound=1)
+    cli.run(main)

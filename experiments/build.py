@@ -18,8 +18,8 @@ from aevb.errors import InputError
 from aevb.inference.marginal_likelihood import HMCEstimate, hmc_estimate
 from aevb.learners import aevb as aevb_learner
 from aevb.training import Feed, map_examples
+from experiments import choices
 from experiments.checks import check
-from experiments.choices import BOUNDS, learning_rate, make_learner, make_model
 
 SPLITS = ("train", "validation", "test")
 # Keeps the keys of the data apart from those of training where both seeds are equal: split(key)[i] is fold_in(key, i).
@@ -98,11 +98,9 @@ class Run:
             "dataset": self.dataset.name,
             "splits": self.dataset.splits,
             "binarization": self.config.data.binarization,
-            "likelihood": self.config.model.likelihood,
             # Grey values under a Bernoulli have no density, so the bound is one on nothing.
             "density": self.config.data.binarization != "grey",
-            "learner": self.config.learner.name,
-            "bound": self.config.bound.name,
+            **choices.names(self.config),
             "seed": self.config.seed,
         }
 
@@ -147,18 +145,19 @@ class Run:
         return self.config.eval.batch_size
 
 
-def build(config: ConfigDict) -> Run:
-    """Load the data and make the model and the learner.
+def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
+    """Load the data, unless they are given, and make the model and the learner.
 
     Raises:
       InputError: a key has a value that cannot be used, or the data cannot be.
     """
     check(config)
-    dataset = load_data(config)
+    dataset = dataset or load_data(config)
     num_examples = len(dataset.train.examples)
     num_steps = math.ceil(config.train.num_epochs * num_examples / config.train.batch_size)
-    config = fill_in(config, num_steps)
-    model = make_model(config.model, dataset.event_shape)
+    config = choices.fill_in(config, num_steps)
+    model = choices.make_model(config.model, dataset.event_shape)
+    choices.check_bound(config, model)
     for name in SPLITS:
         binarization.check_values(
             getattr(dataset, name).examples,
@@ -174,27 +173,19 @@ def build(config: ConfigDict) -> Run:
         config=config,
         dataset=dataset,
         model=model,
-        learner=make_learner(config, model, num_examples),
-        bound=BOUNDS[config.bound.name],
+        learner=choices.make_learner(config, model, num_examples),
+        bound=choices.bound_function(config.bound),
         preprocess={
             name: binarization.make_preprocess(config.data.binarization, key)
             for name, key in zip(SPLITS, static_keys, strict=True)
         },
-        learning_rate=learning_rate(config.optimizer),
+        learning_rate=choices.learning_rate(config.optimizer),
         num_steps=num_steps,
         init_key=init_key,
         shuffle_key=shuffle_key,
         eval_key=eval_key,
         draw_key=draw_key,
     )
-
-
-def fill_in(config: ConfigDict, num_steps: int) -> ConfigDict:
-    """The config with what depends on the data written out, so that config.json says all there is to know."""
-    config = ConfigDict(config)
-    if config.optimizer.schedule == "cosine" and not config.optimizer.decay_steps:
-        config.optimizer.decay_steps = max(num_steps - config.optimizer.warmup_steps, 1)
-    return config
 
 
 def load_data(config: ConfigDict) -> data.Dataset:

@@ -15,6 +15,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "model.network": choices.NETWORKS,
     "model.activation": choices.ACTIVATIONS,
     "model.posterior": choices.POSTERIORS,
+    "model.prior": choices.PRIORS,
     "model.likelihood": choices.LIKELIHOODS,
     "model.scale": ("learned", "fixed"),
     "bound.name": choices.BOUNDS,
@@ -112,6 +113,14 @@ def _check_pairs(flat: dict[str, Any]) -> None:
             raise InputError(
                 f"config.{key} is {flat[key]}, but {flat['learner.name']} weighs no KL: leave it {default}"
             )
+    if flat["learner.name"] in choices.WITHOUT_ENCODER and (
+        flat["eval.curve_measure"] == "bound" or flat["eval.estimator"] == "importance"
+    ):
+        raise InputError(
+            f"config.learner.name is {flat['learner.name']}, which trains no encoder and so has no bound: set "
+            "--config.eval.curve_measure=marginal and --config.eval.estimator=hmc, or start from "
+            f"experiments/configs/paper.py:mnist,{flat['learner.name']}"
+        )
     if flat["eval.curve_split"] == "test" and flat["train.patience"]:
         raise InputError(
             "config.train.patience would choose the model by the test split, which config.eval.curve_split names: set "

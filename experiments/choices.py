@@ -12,12 +12,20 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from aevb import bounds, learners, models, networks
+from aevb.errors import InputError
 from aevb.learners import aevb as aevb_learner
 from aevb.learners import mcem, wake_sleep
 
 NETWORKS: Mapping[str, Callable] = {"mlp": networks.MLP}
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "gelu": nn.gelu, "elu": nn.elu, "softplus": nn.softplus}
-POSTERIORS: Mapping[str, Callable] = {"diagonal_gaussian": models.DiagonalGaussian}
+POSTERIORS: Mapping[str, Callable[[], nn.Module]] = {
+    "diagonal_gaussian": models.DiagonalGaussian,
+    **{family: functools.partial(models.FactorizedPosterior, family) for family in models.FAMILIES},
+}
+PRIORS: Mapping[str, Callable[[int], nn.Module]] = {
+    "standard_normal": models.StandardNormal,
+    **{family: functools.partial(models.FactorizedPrior, family) for family in models.FAMILIES},
+}
 LIKELIHOODS: Mapping[str, Callable[[ConfigDict], nn.Module]] = {
     "bernoulli": lambda model: models.Bernoulli(),
     "continuous_bernoulli": lambda model: models.ContinuousBernoulli(),
@@ -27,7 +35,7 @@ LIKELIHOODS: Mapping[str, Callable[[ConfigDict], nn.Module]] = {
         sigmoid_mean=model.sigmoid_mean,
     ),
 }
-BOUNDS = {"sgvb_a": bounds.sgvb_a, "sgvb_b": bounds.sgvb_b}
+BOUNDS = {"sgvb_a": bounds.sgvb_a, "sgvb_b": bounds.sgvb_b, "score_function": bounds.score_function}
 # Each with the keys of the config that it reads.
 OPTIMIZERS: Mapping[str, tuple[Callable[..., optax.GradientTransformation], dict[str, str]]] = {
     "adam": (optax.adam, {}),
@@ -57,6 +65,7 @@ LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
         weight_updates=config.learner.weight_updates,
     ),
 }
+WITHOUT_ENCODER = ("mcem",)  # learners that cannot be asked for a bound
 
 
 def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
@@ -72,6 +81,7 @@ def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
         network=network,
         posterior=POSTERIORS[keys.posterior](),
         likelihood=LIKELIHOODS[keys.likelihood](keys),
+        prior=PRIORS[keys.prior](keys.latent_dim),
     )
 
 
@@ -85,8 +95,42 @@ def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> le
     )
 
 
+def fill_in(config: ConfigDict, num_steps: int) -> ConfigDict:
+    """The config with what depends on the data written out, so that config.json says all there is to know."""
+    config = ConfigDict(config)
+    if config.optimizer.schedule == "cosine" and not config.optimizer.decay_steps:
+        config.optimizer.decay_steps = max(num_steps - config.optimizer.warmup_steps, 1)
+    return config
+
+
+def names(config: ConfigDict) -> dict[str, str | None]:
+    """What a run's numbers are to be read with; a learner without an encoder has no bound."""
+    learner = config.learner.name
+    bound = None if learner in WITHOUT_ENCODER else config.bound.name
+    return {"likelihood": config.model.likelihood, "learner": learner, "bound": bound}
+
+
+def bound_function(keys: ConfigDict) -> bounds.BoundFn:
+    return BOUNDS[keys.name]
+
+
+def check_bound(config: ConfigDict, model: models.VAE) -> None:
+    """Refuse a bound in closed form where there is none.
+
+    Raises:
+      InputError: NumPyro knows no KL of this posterior from this prior.
+    """
+    if names(config)["bound"] == "sgvb_b" and not models.has_closed_form_kl(
+        model.posterior, model.prior, model.latent_dim
+    ):
+        raise InputError(
+            f"config.bound.name is sgvb_b, whose KL has no closed form for the posterior {config.model.posterior} and "
+            f"the prior {config.model.prior}: use --config.bound.name=sgvb_a"
+        )
+
+
 def bound_of(keys: ConfigDict) -> dict[str, Any]:
-    return {"bound": BOUNDS[keys.name], "num_samples": keys.num_samples}
+    return {"bound": bound_function(keys), "num_samples": keys.num_samples}
 
 
 def kl_weights(keys: ConfigDict) -> dict[str, Any]:

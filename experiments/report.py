@@ -135,14 +135,14 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
 
     validation = [row for row in metrics if row["split"] == "validation"]
     if evaluation:
-        split, samples = evaluation["split"], f"{evaluation['num_samples']:,} importance samples"
+        split, samples = evaluation["split"], evaluation["estimator"]
         add(f"{split} NLL", shown("nll"), nats("nll"), samples, True)
-        add(f"{split} ELBO", shown("elbo"), nats("elbo"), _bound_name(evaluation["bound"]), True)
+        add(f"{split} ELBO", shown("elbo"), nats("elbo"), _bound_name(evaluation.get("bound", "")), True)
         add(f"{split} KL", shown("kl"), nats("kl"), "posterior from prior")
         add("bits per dimension", shown("bits_per_dim", 3), "bits", samples, True)
         of = f"of {evaluation['latent_dim']:,}"
         add("active units", shown("active_units", 0), of, "latent dimensions in use")
-    elif validation:
+    elif validation and "elbo" in validation[0]:
         best = max(validation, key=lambda row: row["elbo"])
         add("validation ELBO", _decimal(best["elbo"]), "nats", f"best so far, step {best['step']:,}", True)
         add("validation KL", _decimal(best["kl"]), "nats", f"step {best['step']:,}")
@@ -167,17 +167,28 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
             f"Evaluated on {evaluation['num_examples']:,} examples of the {evaluation['split']} split "
             f"(binarization: {evaluation['binarization']}), checkpoint: {evaluation['checkpoint']}, "
             f"step {evaluation['step']:,}; ± is one standard error over these examples.",
-            f"The NLL is estimated with {evaluation['num_samples']:,} importance samples a datapoint: on "
-            "average it is too high, and more samples lower it.",
+            f"The NLL is estimated with {evaluation['estimator']} a datapoint{_bias(evaluation)}",
             evaluation["convention"],
         ]
     if summary:
         text += [
-            f"Trained on the bound {_bound_name(summary['bound'])} with a {summary['likelihood']} likelihood "
-            f"(binarization: {summary['binarization']}).",
+            f"Trained by {_bound_name(summary['learner'])}{_trained_on(summary)} with a {summary['likelihood']} "
+            f"likelihood (binarization: {summary['binarization']}).",
             summary["splits"],
         ]
     return [sentence[0].upper() + sentence[1:].removesuffix(".") + "." for sentence in text]
+
+
+def _trained_on(summary: dict) -> str:
+    """The bound, where the learner climbs or measures one."""
+    return f" (bound: {_bound_name(summary['bound'])})" if summary["bound"] else ""
+
+
+def _bias(evaluation: dict) -> str:
+    """On which side of the truth an estimate of the NLL lies."""
+    if "posterior" in evaluation["estimator"]:
+        return "; it has no known sign of error, and holds for a few latent dimensions only."
+    return ": on average it is too high, and more samples lower it."
 
 
 def _bounds(summary: dict, metrics: list[dict]) -> list[dict]:
@@ -185,7 +196,8 @@ def _bounds(summary: dict, metrics: list[dict]) -> list[dict]:
     if "bounds" in summary:
         found = [(split, which, row) for split, pair in summary["bounds"].items() for which, row in pair.items()]
     else:
-        logged = {split: [row for row in metrics if row["split"] == split] for split in ("train", "validation")}
+        rows = [row for row in metrics if "elbo" in row]
+        logged = {split: [row for row in rows if row["split"] == split] for split in ("train", "validation", "test")}
         found = [(split, "latest", rows[-1]) for split, rows in logged.items() if rows]
     numbers = ("elbo", "log_likelihood", "kl")
     return [

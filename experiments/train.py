@@ -230,12 +230,11 @@ def open_journal(run: Run, folder: epath.Path, step: int) -> Journal:
 def evaluation_due(run: Run, step: int) -> bool:
     """Whether to evaluate after this step: every so many, and whenever they have grown by a factor."""
     keys = run.config.train
-    if step % keys.eval_every_steps == 0:
-        return True
-    if not keys.eval_growth:
-        return False
+    growth = keys.eval_growth
+    if step % keys.eval_every_steps == 0 or not growth:
+        return step % keys.eval_every_steps == 0
     before = max(step - keys.log_every_steps, 1)
-    return math.floor(math.log(step, keys.eval_growth)) > math.floor(math.log(before, keys.eval_growth))
+    return math.floor(math.log(step, growth)) > math.floor(math.log(before, growth))
 
 
 def validation_scores(rows: list[dict[str, Any]]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The families of posteriors and priors in SciPy, float64, from the network outputs on: the oracle of both test files."""
+"""The families of posteriors and priors in SciPy, float64, from the network's outputs on: the tests' oracle."""
 
 import numpy as np
 from scipy import stats
@@ -11,13 +11,13 @@ class _Kumaraswamy(stats.rv_continuous):
     """z^a is Beta(1, b); SciPy has no such family."""
 
     def _logpdf(self, z, a, b):
-        return np.log(a * b) + (a - 1) * np.log(z) + (b - 1) * np.log1p(-(z**a))
+        return np.log(a * b) + (a - 1) * np.log(z) + (b - 1) * np.log(-np.expm1(a * np.log(z)))
 
     def _pdf(self, z, a, b):
         return np.exp(self._logpdf(z, a, b))
 
     def _cdf(self, z, a, b):
-        return -np.expm1(b * np.log1p(-(z**a)))
+        return -np.expm1(b * np.log(-np.expm1(a * np.log(z))))
 
     def _ppf(self, q, a, b):
         return (-np.expm1(np.log1p(-q) / b)) ** (1 / a)
@@ -90,4 +90,6 @@ def expectation(distribution, function):
     """E[function(z)] by the trapezoid rule in t, with `u = sigmoid(t)` and `z = F^-1(u)`; [...] of the parameters."""
     t = np.linspace(-25, 25, 2001)[:, None]
     z = np.where(t < 0, distribution.ppf(expit(t)), distribution.isf(expit(-t)))
+    low, high = distribution.support()
+    z = np.clip(z, np.nextafter(low, high), np.nextafter(high, low))
     return (function(z) * expit(t) * expit(-t)).sum(0) * (t[1] - t[0])

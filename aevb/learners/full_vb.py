@@ -53,7 +53,7 @@ def learner(
     num_examples: int,
     bound: bounds.BoundFn = bounds.sgvb_b,
     num_samples: int = 1,
-    init_weight_scale: float = 0.01,
+    init_weight_scale: float = 0.1,
 ) -> Learner:
     """Maximise a lower bound on the marginal likelihood of the whole data set, log p(X), over q(z | x) and q(theta).
 

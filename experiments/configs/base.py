@@ -39,7 +39,8 @@ def model() -> dict:
         "activation": "tanh",  # tanh, relu, gelu, elu, softplus
         "init_scale": 0.0,  # standard deviation of the first weights and biases; 0 starts them as Flax does
         "latent_dim": 20,  # size of z
-        "posterior": "diagonal_gaussian",  # family of q(z | x)
+        "posterior": "diagonal_gaussian",  # family of q(z | x), or one of aevb.models.FAMILIES
+        "prior": "standard_normal",  # p(z), or one of aevb.models.FAMILIES
         "likelihood": "bernoulli",  # bernoulli, continuous_bernoulli, gaussian
         "scale": "learned",  # of a Gaussian likelihood: learned (per element) or fixed
         "fixed_scale": 0.1,  # standard deviation of a fixed scale, in units of x
@@ -50,7 +51,7 @@ def model() -> dict:
 
 def bound() -> dict:
     return {
-        "name": "sgvb_b",  # sgvb_a (no closed form), sgvb_b (KL in closed form)
+        "name": "sgvb_b",  # sgvb_a (no closed form), sgvb_b (KL in closed form), score_function
         "num_samples": 1,  # L, draws of z a datapoint
         "kl_weight": 1.0,  # beta in training; every reported bound is at 1
         "kl_warmup_steps": 0,  # steps over which beta rises linearly from 0

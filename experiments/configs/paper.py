@@ -36,7 +36,7 @@ def get_config(argument: str = "mnist") -> ConfigDict:
     config.dataset = dataset
     config.model.init_scale = 0.1
     config.bound.weight_prior = True
-    config.optimizer.update({"name": "adagrad", "learning_rate": 0.02, "initial_accumulator": 0.0})
+    config.optimizer.update({"name": "adagrad", "learning_rate": 0.02})
     config.train.update({"num_epochs": 200.0, "eval_every_steps": 5000, "eval_growth": 1.2})
     config.train.update({"checkpoint_every_steps": 5000, "keep_checkpoints": 1})
     config.eval.update({"curve_split": "test", "num_samples": 100, "batch_size": 500})

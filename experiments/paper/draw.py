@@ -1,6 +1,7 @@
-"""Figures 2 and 3 of the paper, our curves over the paper's: thin lines over broad pale ones of the same colour."""
+"""Figures 2, 3 and 5 of the paper; our curves over the paper's, thin lines over broad pale ones of the same colour."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from aevb.figures import BLUE, DPI, FONT, GREY, INK, ORANGE, WIDTH
+from aevb.figures import BLUE, DPI, FONT, GREY, INK, ORANGE, WIDTH, compose
 from experiments.paper.curves import ALGORITHMS, DATASETS, PANELS, SPLITS, Curve
 
 COLOURS = {"aevb": BLUE, "wake-sleep": ORANGE, "mcem": "#009E73"}  # of Okabe and Ito's
@@ -127,3 +128,18 @@ def _keys(curves: Sequence[Curve]) -> tuple[list[tuple[Line2D, ...]], list[str]]
     blank = (Line2D([], [], linestyle="none"),)
     entries = [entry for group in groups for entry in [*group, *[(blank, "")] * (longest - len(group))]]
     return [handle for handle, _ in entries], [label for _, label in entries]
+
+
+def fig5(samples: Mapping[int, np.ndarray]) -> Figure:
+    """Figure 5: a square of samples for each number of latent dimensions. Args: images of each, [N, *event]."""
+    sides = {size: math.isqrt(len(images)) for size, images in samples.items()}
+    figure = Figure(figsize=(WIDTH, WIDTH * (1 + 0.09 * (len(samples) > 2))), dpi=DPI, layout="constrained")
+    grid = np.atleast_1d(figure.subplots(-(-len(samples) // 2), min(2, len(samples)))).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (size, images) in zip(grid, samples.items(), strict=False):
+        rows = np.round(255 * np.clip(images[: sides[size] ** 2], 0, 1)).astype(np.uint8)
+        cells = np.broadcast_to(rows, (*rows.shape[:-1], 3)).reshape(sides[size], sides[size], *rows.shape[1:-1], 3)
+        axes.imshow(compose(cells, scale=2, gap=1), interpolation="antialiased")
+        axes.set_title(f"{size} latent dimensions", fontsize=FONT, color=INK)
+    return figure

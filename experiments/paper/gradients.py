@@ -2,24 +2,25 @@
 
     python -m experiments.paper.gradients
 
-The model is a VAE that is solved in closed form: p(z) = N(0, I), p(x | z) = N(W z + b, I), an affine encoder with mean
-and log-variance, 100 numbers in x. The gradient of its bound has a closed form, so the error of an estimate is known. What
-is estimated is the gradient of the mean bound of one minibatch of 100 datapoints that stays the same, so that all
-the noise is that of z. It is measured at the paper's first weights, and near the optimum: the true decoder, and the
-exact posterior moved by a tenth of its standard deviation and widened by a tenth.
+The model is a VAE that is solved in closed form: p(z) = N(0, I), p(x | z) = N(W z + b, I) over 100 numbers, an affine
+encoder for the mean and log-variance. So the gradient of its bound is known, and with it the error of an estimate. What
+is estimated is the gradient of the mean bound of one minibatch of 100 datapoints, always the same, so that all noise is
+that of z; SGVB-A, SGVB-B and the score function (sections 2.2 and 2.3) see the same draws. It is measured at the
+paper's first weights, and near the optimum: the true decoder, and the exact posterior moved by a tenth of its standard
+deviation and widened by a tenth.
 
-Writes gradients.csv and gradients.png, and prints the variances. SGVB-A, SGVB-B and the score function are those
-that train a model (section 2.2 and 2.3 of the paper). In the CSV, per parameter group: `bias_norm` is the length of
-the mean error over `num_keys` gradients, and `bias_stderr` the length that noise alone would give it; `bias_along`
-is the mean error's component along the exact gradient, with its standard error; `variance` is that of one gradient,
-summed over the group's parameters; `exact_norm` is the length of the exact gradient.
+It writes gradients.csv and gradients.png and prints a table. In the CSV, for a parameter group, `bias_norm` is the
+length of the mean error of `num_keys` gradients, and `bias_stderr` the length that noise alone gives it; `bias_along`
+is the mean error's part along the exact gradient, with its standard error; `variance` is that of one gradient, summed
+over the group's parameters; `exact_norm` is the length of the exact gradient. All are of nats per datapoint.
 """
 
 import csv
 import functools
 import io
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,24 +28,38 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from aevb import bounds, figures, models
+from aevb.figures import BLUE, DPI, FONT, GREY, INK, ORANGE, WIDTH
 from aevb.learners import aevb
 from aevb.networks import MLP
 from experiments import cli, workdir
 
 LATENT_DIMS = (2, 10, 50)
-NUM_KEYS = {1: 2000, 10: 500, 100: 100}  # gradients measured for each number of draws L
+NUM_KEYS = {1: 1000, 10: 400, 100: 100}  # gradients measured with each number of draws L
 EVENT_DIM, BATCH = 100, 100
-INIT_SCALE = 0.1  # standard deviation of the first weights, the paper's
-PRECISIONS = (10.0, 2.0)  # of the exact posterior, from the first latent dimension to the last; the prior's is 1
+INIT_SCALE = 0.1  # standard deviation of the first weights and biases, the paper's
+PRECISIONS = (10.0, 2.0)  # of the exact posterior, from its first latent dimension to its last; the prior's is 1
 SHIFT, STRETCH = 0.1, 1.1  # of the posterior near the optimum, in its standard deviations
-ESTIMATORS = {"sgvb_a": bounds.sgvb_a, "sgvb_b": bounds.sgvb_b, "score_function": bounds.score_function}
 POINTS = ("initialisation", "near optimum")
+ENCODER = ("encoder mean", "encoder log-variance")
+ESTIMATORS = {"score_function": bounds.score_function, "sgvb_a": bounds.sgvb_a, "sgvb_b": bounds.sgvb_b}
+LOOKS = {  # label and colour, of Okabe and Ito's
+    "score_function": ("score function", ORANGE),
+    "sgvb_a": ("SGVB-A", "#009E73"),
+    "sgvb_b": ("SGVB-B", BLUE),
+}
+SHOWN_DIM = 10  # the latent size of the panels that show one
+
+Row = dict[str, Any]
+Groups = dict[str, jax.Array]
 
 
 class Problem(NamedTuple):
-    """A solved VAE, a minibatch of its own data `[BATCH, EVENT_DIM]`, and the parameters of each point."""
+    """A solved VAE, a minibatch of its own data `[M, x]`, and its parameters at each point."""
 
     model: models.VAE
     xs: jax.Array
@@ -52,30 +67,32 @@ class Problem(NamedTuple):
 
 
 def make_problem(key: jax.Array, latent_dim: int, event_dim: int = EVENT_DIM, batch: int = BATCH) -> Problem:
-    """The model whose W has orthogonal columns, so that the exact posterior is diagonal, and an affine encoder holds it."""
-    w_key, z_key, noise_key, init_key = jax.random.split(key, 4)
-    precisions = jnp.geomspace(*PRECISIONS, latent_dim)
-    directions, _ = jnp.linalg.qr(jax.random.normal(w_key, (event_dim, latent_dim)))
-    w = directions * jnp.sqrt(precisions - 1)[None]
-    xs = jax.random.normal(z_key, (batch, latent_dim)) @ w.T + jax.random.normal(noise_key, (batch, event_dim))
+    """A model whose W has orthogonal columns: its exact posterior is diagonal, and an affine encoder can hold it."""
     model = models.vae(
         (event_dim,),
         latent_dim,
         network=functools.partial(MLP, hidden=(), init_scale=INIT_SCALE),
         likelihood=models.Gaussian(scale=1.0),
     )
-    scales = precisions**-0.5
-    encoder = {
-        "kernel": jnp.concatenate([w / precisions[None], jnp.zeros_like(w)], axis=1),
-        "bias": jnp.concatenate([SHIFT * scales, 2 * jnp.log(STRETCH * scales)]),
-    }
-    decoder = {"kernel": w.T, "bias": jnp.zeros(event_dim)}
-    near = {"encoder": {"output": encoder}, "decoder": {"output": decoder}}
-    return Problem(model, xs, dict(zip(POINTS, (models.init(model, init_key), near), strict=True)))
+
+    @jax.jit
+    def arrays(key: jax.Array) -> tuple[jax.Array, Any, Any]:
+        w_key, z_key, noise_key, init_key = jax.random.split(key, 4)
+        precisions = jnp.geomspace(*PRECISIONS, latent_dim)
+        directions, _ = jnp.linalg.qr(jax.random.normal(w_key, (event_dim, latent_dim)))
+        w = directions * jnp.sqrt(precisions - 1)[None]
+        xs = jax.random.normal(z_key, (batch, latent_dim)) @ w.T + jax.random.normal(noise_key, (batch, event_dim))
+        kernel = jnp.concatenate([w / precisions[None], jnp.zeros_like(w)], axis=1)
+        bias = jnp.concatenate([SHIFT * precisions**-0.5, 2 * jnp.log(STRETCH * precisions**-0.5)])
+        encoder, decoder = {"kernel": kernel, "bias": bias}, {"kernel": w.T, "bias": jnp.zeros(event_dim)}
+        return xs, models.init(model, init_key), {"encoder": {"output": encoder}, "decoder": {"output": decoder}}
+
+    xs, first, near = arrays(key)
+    return Problem(model, xs, dict(zip(POINTS, (first, near), strict=True)))
 
 
 def exact_elbo(params: Any, x: jax.Array) -> jax.Array:
-    """E_q log p(x | z) - KL(q || p) in nats of one datapoint x, for any affine encoder and decoder."""
+    """E_q log p(x | z) - KL(q || p) in nats of one datapoint x, for any affine encoder and decoder, in closed form."""
     encoder, decoder = params["encoder"]["output"], params["decoder"]["output"]
     mean, log_variance = jnp.split(x @ encoder["kernel"] + encoder["bias"], 2)
     variance = jnp.exp(log_variance)
@@ -86,73 +103,225 @@ def exact_elbo(params: Any, x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def exact_gradient(params: Any, xs: jax.Array) -> Any:
+def exact_gradient(params: Any, xs: jax.Array) -> Groups:
     """The gradient of the mean bound of datapoints xs `[M, x]`."""
-    return jax.grad(lambda params: jax.vmap(exact_elbo, (None, 0))(params, xs).mean())(params)
+    return groups(jax.grad(lambda params: jax.vmap(exact_elbo, (None, 0))(params, xs).mean())(params))
 
 
-def groups(gradient: Any) -> dict[str, jax.Array]:
-    """The gradient as one vector a parameter group."""
+def groups(gradient: Any) -> Groups:
+    """A gradient as one vector for each parameter group."""
     encoder, decoder = gradient["encoder"]["output"], gradient["decoder"]["output"]
-    means, log_variances = zip(*(jnp.split(encoder[name], 2, axis=-1) for name in ("kernel", "bias")), strict=True)
-    parts = {"encoder mean": means, "encoder log-variance": log_variances, "decoder": tuple(decoder.values())}
+    means, log_variances = zip(*(jnp.split(leaf, 2, axis=-1) for leaf in encoder.values()), strict=True)
+    parts = dict(zip((*ENCODER, "decoder"), (means, log_variances, decoder.values()), strict=True))
     return {name: jnp.concatenate([leaf.ravel() for leaf in leaves]) for name, leaves in parts.items()}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def errors(
-    model: models.VAE, bound: bounds.BoundFn, num_samples: int, params: Any, xs: jax.Array, keys: jax.Array
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
-    """Errors of one gradient of the mean bound of xs for each key of keys `[chunks, keys of a chunk]`.
+    model: models.VAE, num_samples: int, params: Any, xs: jax.Array, exact: Groups, keys: jax.Array
+) -> dict[str, tuple[Groups, Groups, Groups]]:
+    """Errors of each estimator's gradient of the mean bound of xs; one gradient a key of keys `[K]`, `num_samples` draws.
 
     Returns:
-      For each parameter group the mean error, and of each error its square length and its component along the exact
-      gradient, `[number of keys]`.
+      For each estimator the sum of its errors, and of each error its square length and its part along the exact
+      gradient, `[K]`; each for every parameter group.
     """
-    one_bound = aevb.datapoint_bound(model, bound, num_samples)
-    exact = groups(exact_gradient(params, xs))
 
-    def mean_bound(params: Any, key: jax.Array) -> jax.Array:
-        return jax.vmap(one_bound, (None, 0, 0))(params, xs, jax.random.split(key, len(xs))).elbo.mean()
+    def error(bound: bounds.BoundFn, key: jax.Array) -> Groups:
+        one_bound = aevb.datapoint_bound(model, bound, num_samples)
 
-    def error(key: jax.Array) -> dict[str, jax.Array]:
-        return jax.tree.map(jnp.subtract, groups(jax.grad(mean_bound)(params, key)), exact)
+        def mean_bound(params: Any) -> jax.Array:
+            return jax.vmap(one_bound, (None, 0, 0))(params, xs, jax.random.split(key, len(xs))).elbo.mean()
 
-    def add(total: Any, keys: jax.Array) -> tuple[Any, Any]:
-        each = jax.vmap(error)(keys)
-        squares = {name: (e**2).sum(1) for name, e in each.items()}
-        along = {name: e @ exact[name] / jnp.linalg.norm(exact[name]) for name, e in each.items()}
-        return jax.tree.map(lambda sum_, e: sum_ + e.sum(0), total, each), (squares, along)
+        return jax.tree.map(jnp.subtract, groups(jax.grad(mean_bound)(params)), exact)
 
-    total, parts = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, exact), keys)
-    squares, along = jax.tree.map(jnp.ravel, parts)
-    return jax.tree.map(lambda sum_: sum_ / keys.size, total), squares, along
+    def add(sums: dict[str, Groups], key: jax.Array) -> tuple[dict[str, Groups], tuple[dict[str, Groups], ...]]:
+        each = {name: error(bound, key) for name, bound in ESTIMATORS.items()}
+        squares = {name: {group: e @ e for group, e in parts.items()} for name, parts in each.items()}
+        along = {name: {group: e @ unit[group] for group, e in parts.items()} for name, parts in each.items()}
+        return jax.tree.map(jnp.add, sums, each), (squares, along)
+
+    unit = {group: g / jnp.linalg.norm(g) for group, g in exact.items()}
+    # A scan and not a vmap over keys: it compiles in half the time, and a minibatch fills the cache already.
+    sums, (squares, along) = jax.lax.scan(add, {name: jax.tree.map(jnp.zeros_like, exact) for name in ESTIMATORS}, keys)
+    return {name: (sums[name], squares[name], along[name]) for name in ESTIMATORS}
 
 
-def measure(
-    problem: Problem, point: str, estimator: str, num_samples: int, num_keys: int, key: jax.Array
-) -> Iterable[dict[str, Any]]:
-    """The rows of one estimator at one point, a row a parameter group."""
-    params, xs = problem.params[point], problem.xs
-    chunk = max(1, 20 // num_samples)  # keys at once: what fits in a cache
-    keys = jax.random.split(key, (num_keys // chunk, chunk))
-    parts = errors(problem.model, ESTIMATORS[estimator], num_samples, params, xs, keys)
-    exact = groups(exact_gradient(params, xs))
-    for group in exact:
-        mean, squares, along = (np.asarray(part[group], np.float64) for part in parts)
-        count = len(squares)
-        variance = (squares.mean() - mean @ mean) * count / (count - 1)
-        yield {
-            "latent_dim": problem.model.latent_dim,
-            "num_samples": num_samples,
-            "point": point,
-            "estimator": estimator,
-            "parameter_group": group,
-            "bias_norm": math.sqrt(mean @ mean),
-            "bias_stderr": math.sqrt(variance / count),
-            "bias_along": along.mean(),
-            "bias_along_stderr": along.std(ddof=1) / math.sqrt(count),
-            "variance": variance,
-            "exact_norm": float(jnp.linalg.norm(exact[group])),
-            "num_keys": count,
-        }
+def measure(problem: Problem, point: str, num_samples: int, keys: jax.Array) -> list[Row]:
+    """The rows of every estimator at one point, a row a parameter group; a gradient a key of keys `[K]`, K at least 2."""
+    exact = exact_gradient(problem.params[point], problem.xs)
+    rows, count = [], len(keys)
+    for estimator, parts in errors(problem.model, num_samples, problem.params[point], problem.xs, exact, keys).items():
+        for group, gradient in exact.items():
+            sums, squares, along = (np.asarray(part[group], np.float64) for part in parts)
+            bias = np.linalg.norm(sums) / count
+            variance = (squares.mean() - bias**2) * count / (count - 1)
+            rows.append({
+                "latent_dim": problem.model.latent_dim,
+                "num_samples": num_samples,
+                "point": point,
+                "estimator": estimator,
+                "parameter_group": group,
+                "bias_norm": bias,
+                "bias_stderr": math.sqrt(variance / count),
+                "bias_along": along.mean(),
+                "bias_along_stderr": along.std(ddof=1) / math.sqrt(count),
+                "variance": variance,
+                "exact_norm": float(jnp.linalg.norm(gradient)),
+                "num_keys": count,
+            })  # fmt: skip
+    return rows
+
+
+def measure_all(seed: int) -> list[Row]:
+    """Every latent size, point and number of draws."""
+    rows = []
+    cells = list(itertools.product(NUM_KEYS, POINTS))
+    for latent_dim, key in zip(LATENT_DIMS, jax.random.split(jax.random.key(seed), len(LATENT_DIMS)), strict=True):
+        problem_key, draw_key = jax.random.split(key)
+        problem = make_problem(problem_key, latent_dim)
+        for (num_samples, point), cell_key in zip(cells, jax.random.split(draw_key, len(cells)), strict=True):
+            keys = jax.random.split(cell_key, NUM_KEYS[num_samples])
+            rows += [row | {"seed": seed} for row in measure(problem, point, num_samples, keys)]
+    return rows
+
+
+# --- What is shown ------------------------------------------------------------------------------------------
+
+
+def cell(rows: Sequence[Row], *group_names: str, **fields: object) -> tuple[float, float]:
+    """Variance and exact norm of these parameter groups together, in the one cell that has these fields."""
+    found = [row for row in rows if row["parameter_group"] in group_names and fields.items() <= row.items()]
+    return sum(row["variance"] for row in found), math.hypot(*(row["exact_norm"] for row in found))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The variances with one draw, and the largest bias anywhere in its standard errors."""
+    lines = ["one draw of z    |gradient|   encoder: variance, times SGVB-B's             decoder: variance"]
+    lines += ["latents, at                     SGVB-B     SGVB-A   score function      SGVB-B   SGVB-A   score f."]
+    for latent_dim, point in itertools.product(LATENT_DIMS, POINTS):
+        at = {"latent_dim": latent_dim, "point": point, "num_samples": 1}
+        encoder, decoder = (
+            [cell(rows, *names, estimator=name, **at) for name in ("sgvb_b", "sgvb_a", "score_function")]
+            for names in (ENCODER, ("decoder",))
+        )
+        (b, norm), (a, _), (score, _) = encoder
+        lines.append(
+            f"{latent_dim:3} {point:14} {norm:9.3g} {b:10.4g} {a / b:9.2f}x {score / b:14,.0f}x"
+            + "".join(f"{variance:12.4g}" for variance, _ in decoder)
+        )
+    scores = [row["bias_along"] / row["bias_along_stderr"] for row in rows]
+    inside = np.mean(np.abs(scores) < 2)
+    lines.append(
+        f"bias: {len(rows)} cells, {inside:.0%} within 2 standard errors, the largest {max(map(abs, scores)):.1f}"
+    )
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Noise against draws, variance against latent size, and bias, in a column a point."""
+    figure = Figure(figsize=(WIDTH, 9.2), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.08)
+    noise, variance, bias = figure.subplots(3, 2, sharex="row", sharey="row", height_ratios=[1.25, 1.25, 1])
+    for column, (point, title) in enumerate(zip(POINTS, ("at the first weights", "near the optimum"), strict=True)):
+        at = [row for row in rows if row["point"] == point]
+        noise[column].set_title(title, fontsize=FONT + 1, color=INK)
+        draw_noise(noise[column], at)
+        draw_variance(variance[column], at)
+        draw_bias(bias[column], at)
+    for axes, label in (
+        (noise, f"noise / signal\n({SHOWN_DIM} latents)"),
+        (variance, "variance,\ntimes SGVB-B’s"),
+    ):
+        axes[0].set_ylabel(label, fontsize=FONT, color=INK)
+    return figure
+
+
+def _style(axes: Axes, xlabel: str) -> None:
+    axes.set_xlabel(xlabel, fontsize=FONT, color=INK)
+    axes.tick_params(labelsize=FONT - 1, labelcolor=INK, color=GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+
+
+def _powers(axes: Axes, xs: Sequence[int]) -> None:
+    """Logarithmic axes, with a tick at each x and at some powers of ten."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(xs, [f"{x}" for x in xs])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.9g}"))
+    axes.grid(axis="y", color="#E6E8EA", linewidth=0.8)
+
+
+def draw_noise(axes: Axes, rows: Sequence[Row]) -> None:
+    """The standard deviation of the encoder's gradient over its exact length, against the number of draws."""
+    _style(axes, "draws of z, $L$")
+    _powers(axes, list(NUM_KEYS))
+    axes.axhline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    for estimator, (label, colour) in LOOKS.items():
+        cells = [cell(rows, *ENCODER, latent_dim=SHOWN_DIM, num_samples=n, estimator=estimator) for n in NUM_KEYS]
+        ratio = [math.sqrt(variance) / norm for variance, norm in cells]
+        axes.plot(list(NUM_KEYS), ratio, "o-", color=colour, markersize=5, linewidth=1.8)
+        below = estimator == "sgvb_b"
+        axes.annotate(
+            label, (10, ratio[1]), (0, -9 if below else 9), textcoords="offset points", fontsize=FONT, color=colour,
+            ha="right" if below else "left", va="top" if below else "bottom",
+        )  # fmt: skip
+
+
+def draw_variance(axes: Axes, rows: Sequence[Row]) -> None:
+    """The variance of the encoder's gradient with one draw, over SGVB-B's, against the latent size."""
+    _style(axes, "latent dimensions")
+    _powers(axes, LATENT_DIMS)
+    for estimator, (label, colour) in LOOKS.items():
+        ratios = []
+        for latent_dim in LATENT_DIMS:
+            at = {"latent_dim": latent_dim, "num_samples": 1}
+            variance, reference = (cell(rows, *ENCODER, estimator=name, **at)[0] for name in (estimator, "sgvb_b"))
+            ratios.append(variance / reference)
+        axes.plot(LATENT_DIMS, ratios, "o-", color=colour, markersize=5, linewidth=1.8)
+        for x, ratio in zip(LATENT_DIMS, ratios, strict=True):
+            text = f"{ratio:,.1f}" if ratio < 10 else f"{ratio:,.0f}"
+            axes.annotate(
+                text, (x, ratio), (0, 6), textcoords="offset points", fontsize=FONT - 2, color=colour, ha="center"
+            )
+
+
+def draw_bias(axes: Axes, rows: Sequence[Row]) -> None:
+    """The bias of the encoder mean's gradient along the exact one, in percent of it, with 2 standard errors."""
+    _style(axes, "bias (%)")
+    axes.axvline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(LOOKS)), [label for label, _ in LOOKS.values()])
+    axes.set_ylim(len(LOOKS) - 0.4, -0.6)
+    for y, (estimator, (_, colour)) in enumerate(LOOKS.items()):
+        fields = {"latent_dim": SHOWN_DIM, "num_samples": 1, "estimator": estimator, "parameter_group": ENCODER[0]}
+        (row,) = (row for row in rows if fields.items() <= row.items())
+        value, error = (100 * row[name] / row["exact_norm"] for name in ("bias_along", "bias_along_stderr"))
+        axes.errorbar(value, y, xerr=2 * error, fmt="o", color=colour, markersize=5, capsize=4, linewidth=1.8)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows with 6 digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse(argv)
+    out = epath.Path(flags.FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = measure_all(flags.FLAGS.seed)
+    workdir.write_text(out / "gradients.csv", to_csv(rows))
+    figures.save(draw(rows), out / "gradients.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", "experiments/paper/results", "Folder for gradients.csv and gradients.png.")
+    flags.DEFINE_integer("seed", 0, "Of model, data and draws.", lower_bound=0, upper_bound=2**32 - 1)
+    cli.run(main)

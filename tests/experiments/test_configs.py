@@ -20,6 +20,7 @@ from experiments import build, checks, choices, evaluate, settings, train
 from experiments.configs import base, vae
 
 CONFIG = "experiments/configs/vae.py"
+MCEM = ("learner.name=mcem", "eval.curve_measure=marginal", "eval.estimator=hmc")
 KEYS = settings.flatten(base.get_config().to_dict())
 
 
@@ -70,14 +71,19 @@ def test_every_key_is_read_by_one_module(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     short = ("model.hidden=4", "train.num_epochs=0.1", "train.log_every_steps=1", "train.ema_decay=0.9")
     config = load(*short, "train.eval_every_steps=1", "train.checkpoint_every_steps=1", "optimizer.schedule=cosine")
-    piecewise = load("optimizer.schedule=piecewise", "model.likelihood=gaussian", "bound.kl_warmup_steps=2")
+    others = [
+        load("optimizer.schedule=piecewise", "model.likelihood=gaussian", "bound.kl_warmup_steps=2"),
+        load("optimizer.name=adagrad", *MCEM),
+        load("optimizer.name=adamw"),
+    ]
     monkeypatch.setattr(ConfigDict, "__getitem__", recording)
     run = build.build(config)
     train.train(run, epath.Path(tmp_path))
     evaluate.bits_per_dim(run, run.split("test"), 1.0)
     assert run.facts["seed"] == 0
-    assert run.num_importance_samples == 1000
-    build.build(piecewise)
+    assert run.evaluation == {"estimator": "importance", "num_samples": 1000, "max_examples": None}
+    for other in others:
+        build.build(other)
     monkeypatch.undo()
     assert {key: modules for key, modules in readers.items() if len(modules) != 1} == {}
 
@@ -171,6 +177,20 @@ CHOICES = {
         + ["model.activation=softplus", "model.hidden=(4,3)"],
     ),
     "grey": ("digits", ["data.binarization=grey"]),
+    "wake-sleep, paper's first weights, train size": (
+        "digits",
+        ["learner.name=wake_sleep", "model.init_scale=0.1", "data.train_size=5", "optimizer.name=adagrad"],
+    ),
+    "Monte Carlo EM, logistic prior": ("digits", [*MCEM, "model.prior=logistic", "bound.weight_prior=True"]),
+    "full variational Bayes": ("digits", ["learner.name=full_vb"]),
+    "score function, gamma posterior and prior": (
+        "digits",
+        ["bound.name=score_function", "model.posterior=gamma", "model.prior=gamma"],
+    ),
+    "Kumaraswamy posterior, beta prior": (
+        "digits",
+        ["bound.name=sgvb_a", "model.posterior=kumaraswamy", "model.prior=beta"],
+    ),
 }
 
 
@@ -236,6 +256,10 @@ def test_cosine_length_is_written_back():
         ("train.eval_every_steps=7", "multiple of config.train.log_every_steps"),
         ("optimizer.weight_decay=0.1", "use --config.optimizer.name=adamw"),
         ("optimizer.boundaries=3", "one scale a boundary"),
+        ("train.eval_growth=0.5", "0 or above 1"),
+        ("learner.target_acceptance=1", r"in \(0, 1\)"),
+        ("learner.num_leapfrog=0", "above 0"),
+        ("learner.name=mcem", "no encoder and so has no bound"),
         *((f"{key}=nosuch", "choose one of") for key in checks.CHOICES),
     ],
 )
@@ -245,6 +269,28 @@ def test_value_is_refused(override: str, words: str):
         checks.check(load(override))
     assert name in str(refused.value)
     assert value.strip("(),") in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["learner.name=wake_sleep", "bound.kl_weight=2"], "wake_sleep weighs no KL"),
+        (["eval.curve_split=test", "train.patience=3"], "choose the model by the test split"),
+        (["model.posterior=laplace"], "no closed form for the posterior laplace and the prior standard_normal"),
+        (["model.prior=gamma"], "their KL is infinite"),
+        (["data.train_size=2000"], "has 1258 training examples"),
+        ([*MCEM, "model.latent_dim=11"], "11 latent dimensions"),
+    ],
+)
+def test_pair_is_refused(overrides: list[str], words: str):
+    with pytest.raises(InputError, match=words):
+        build.build(load(*overrides))
+
+
+def test_train_size_takes_the_first():
+    whole, some = (build.build(load(*overrides)).dataset.train for overrides in ([], ["data.train_size=7"]))
+    np.testing.assert_array_equal(some.examples, whole.examples[:7])
+    np.testing.assert_array_equal(some.labels, whole.labels[:7])
 
 
 def test_patience_needs_validation():

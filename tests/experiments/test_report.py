@@ -18,7 +18,8 @@ CONFIG = {
     "note": "<script>&",
 }
 EVALUATION = {
-    "split": "test", "binarization": "stochastic", "num_examples": 10000, "num_samples": 5000, "bound":
+    "split": "test", "binarization": "stochastic", "num_examples": 10000, "num_samples": 5000,
+    "estimator": "5,000 importance samples", "bound":
     "sgvb_b", "elbo": -1101.341, "elbo_stderr": 0.214, "log_likelihood": -1076.1, "kl": 25.241, "nll":
     1097.322, "nll_stderr": 0.209, "bits_per_dim": 0.1791, "convention": "Each pixel is drawn once",
     "active_units": 12, "effective_sample_size": 120.3, "latent_dim": 20, "kl_per_dim": [1.0] * 20,
@@ -27,7 +28,7 @@ EVALUATION = {
 BOUND = {"elbo": -1102.5, "log_likelihood": -1077.25, "kl": 25.25, "step": 99500}
 SUMMARY = {
     "status": "early_stopped", "dataset": "mnist", "splits": "The last 10,000 are the validation split",
-    "binarization": "stochastic", "likelihood": "bernoulli", "density": True, "step": 99500,
+    "binarization": "stochastic", "likelihood": "bernoulli", "learner": "aevb", "density": True, "step": 99500,
     "num_steps": 100000, "examples_seen": 9950000, "num_examples": {"train": 50000, "validation": 10000,
     "test": 10000}, "num_parameters": 684240, "seed": 0, "bound": "sgvb_a", "evaluation": EVALUATION,
     "bounds": {split: {"final": BOUND, "best": BOUND} for split in ("train", "validation", "test")},
@@ -112,7 +113,7 @@ def test_each_number_stands_with_its_convention(tmp_path):
         "± is one standard error",
         "5,000 importance samples a datapoint",
         "Each pixel is drawn once.",
-        "Trained on the bound SGVB-A with a bernoulli likelihood",
+        "Trained by AEVB (bound: SGVB-A) with a bernoulli likelihood",
         "The last 10,000 are the validation split.",
         "test final −1,102.50 −1,077.25 25.25 99,500",
         "model.latent_dim = 20",

@@ -18,12 +18,13 @@ from scipy import stats
 from aevb import bounds, models
 from aevb.networks import MLP
 
-NUM_DRAWS, LATENT, SCALE = 4000, 7, 0.8
+NUM_DRAWS, LATENT, SCALE = 2048, 7, 0.8
 X = np.array([1.2, -0.4, 0.3, 0.8])
 W = np.random.default_rng(0).normal(size=(LATENT, len(X))) / 3
 B = np.array([0.2, 0.0, -0.5, 0.1])
-# The second row keeps scales below 1/2: for the KL to a Gumbel to have a standard error, exp(-2 z) needs a mean.
-OUTPUTS = np.array([[0.4, -1.0, 2.0, 0.0, 1.1, -0.3, 0.7], [-0.8, -2.0, -1.0, -1.4, -0.9, -3.0, -1.1]])
+OUTPUTS = np.array([[0.4, -1.0, 2.0, 0.0, 1.1, -0.3, 0.7], [0.2, 0.9, -0.5, 1.5, -1.0, 0.0, 0.6]])
+# For the KL to a Gumbel to have a standard error, exp(-2 z) needs a mean: these scales are below 1/2.
+LOCATION_SCALE = np.array([OUTPUTS[0], [-0.8, -2.0, -1.0, -1.4, -0.9, -3.0, -1.1]])
 EXTREMES = [-100.0, -20.0, -5.0, 0.0, 5.0, 20.0, 100.0]
 
 
@@ -36,7 +37,8 @@ def prior_module(name):
 
 
 def outputs_of(name):
-    return OUTPUTS[: sf.num_parameters(name)]
+    low, _ = sf.PRIORS[name].support()
+    return LOCATION_SCALE if low < 0 or name == "log_normal" else OUTPUTS[: sf.num_parameters(name)]
 
 
 @functools.cache
@@ -62,19 +64,24 @@ def program(name):
         q = vae.encode(x)
         samples = bounds.draw(key, x, q, vae.prior(), vae.decode)
         z = samples.z[0]
-        log_densities = jnp.stack([d.base_dist.log_prob(z) for d in (q, *priors)])
+        # A Gumbel prior's exp(-z) leaves float32 at z = -88, where only the test of extreme outputs comes to.
+        kept = jnp.maximum(z, -80.0)
+        log_priors = [
+            p.base_dist.log_prob(kept if name == "gumbel" else z) for name, p in zip(names, priors, strict=True)
+        ]
+        log_densities = jnp.stack([q.base_dist.log_prob(z), *log_priors])
         weighed = [samples._replace(log_prior=value[None]) for value in log_densities[1:].sum(1)]
         elbos = jnp.stack([bounds.sgvb_a(each, q, vae.prior()).elbo for each in weighed])
         values = jnp.concatenate([jnp.stack([z.sum(), (z**2).sum()]), elbos])
         return values, {"z": z, "log_densities": log_densities, "elbos": elbos}
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # twice as fast to compile
     def run(params, keys):
         grads, each = jax.vmap(jax.jacrev(one, has_aux=True), in_axes=(None, 0))(params, keys)
         with jax.numpy_rank_promotion("allow"):  # NumPyro's KL of a Kumaraswamy and a beta broadcasts
             q = model.bind({"params": params}).encode(x)
             kls = [bounds.kl_per_dim(q, prior, each["z"]) for prior in priors]
-        return each | {"grads": grads, "kls": kls}
+        return each | {"grads": grads, "kls": kls, "mean": q.mean, "variance": q.variance}
 
     def of_outputs(outputs):
         params = {
@@ -102,21 +109,19 @@ def test_draws_follow_the_distribution(name):
     z = computed(name)["z"]
     for j, outputs in enumerate(outputs_of(name).T):
         assert stats.kstest(z[:, j], sf.POSTERIORS[name](*outputs).cdf).pvalue > 1e-4
-    assert np.abs(np.corrcoef(z.T) - np.eye(LATENT)).max() < 0.07  # independent over the latent dimensions
+    assert np.abs(np.corrcoef(z.T) - np.eye(LATENT)).max() < 0.1  # independent over the latent dimensions
 
 
 @pytest.mark.parametrize("name", sf.POSTERIORS)
-def test_the_log_density_is_scipys(name):
-    outputs = outputs_of(name)
-    expected = sf.POSTERIORS[name](*outputs)
-    z = np.float32(expected.ppf(np.linspace(0.002, 0.998, 50)[:, None]))
-    posterior = posterior_module(name)
-    assert posterior.output_shape(LATENT) == outputs.shape
-    q = posterior(jnp.float32(outputs))
-    assert (q.event_shape, q.batch_shape) == ((LATENT,), ())
-    np.testing.assert_allclose(jax.jit(jax.vmap(q.log_prob))(z), expected.logpdf(z).sum(1), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(q.mean, expected.mean(), rtol=1e-5)
-    np.testing.assert_allclose(q.variance, expected.var(), rtol=1e-4)
+def test_the_log_density_and_the_moments_are_scipys(name):
+    outputs, found = outputs_of(name), computed(name)
+    assert posterior_module(name).output_shape(LATENT) == outputs.shape
+    expected, z = sf.POSTERIORS[name](*outputs), np.float64(found["z"])
+    inner = np.abs(expected.cdf(z) - 0.5) < 0.495  # next to an end of (0, 1), 1 - z^a has lost its digits
+    got = found["log_densities"][:, 0]
+    np.testing.assert_allclose(got[inner], expected.logpdf(z)[inner], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["mean"], expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["variance"], expected.var(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", sf.POSTERIORS)
@@ -173,7 +178,7 @@ def test_sgvb_a_under_each_prior_is_the_exact_bound(name):
     for prior, elbo, error in zip(sf.fitting_priors(name), elbos, errors, strict=True):
         p = sf.PRIORS[prior]
         kl = sf.expectation(q, lambda z, p=p: q.logpdf(z) - p.logpdf(z)).sum()
-        assert error < 0.15
+        assert error < 0.05 * max(1, abs(elbo))
         assert abs(elbo - (log_likelihood - kl)) < 4 * error + 1e-3
     assert np.isfinite(found["elbos"]).all()
     for leaf in jax.tree.leaves(found["grads"]):
@@ -187,15 +192,10 @@ def test_densities_and_gradients_are_finite_for_extreme_outputs(name):
         values = np.clip(EXTREMES, -20, 20)
     rows = np.array(list(itertools.product(values, repeat=sf.num_parameters(name)))).T
     low, high = sf.PRIORS[name].support()
-    # exp(-z) of a Gumbel prior leaves float32 at z = -88, where these posteriors have mass.
-    kept = [index for index, prior in enumerate(sf.fitting_priors(name)) if prior != "gumbel"]
     for start in range(0, rows.shape[1], LATENT):
         outputs = rows[:, start : start + LATENT]
         found = program(name)(outputs)
         assert low < found["z"].min() < found["z"].max() < high
-        assert np.isfinite(found["log_densities"][:, [0, *(1 + index for index in kept)]]).all()
-        assert np.isfinite(found["elbos"][:, kept]).all()
-        for leaf in jax.tree.leaves(found["grads"]):
-            assert np.isfinite(leaf[:, [0, 1, *(2 + index for index in kept)]]).all()
-        q = posterior_module(name)(jnp.float32(outputs))
-        assert np.isfinite(q.mean).all() and np.isfinite(q.variance).all()
+        del found["kls"]  # means of the log densities, but without the care for a Gumbel prior
+        for leaf in jax.tree.leaves(found):
+            assert np.isfinite(leaf).all()

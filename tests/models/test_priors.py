@@ -24,7 +24,7 @@ def test_the_prior_is_scipys_standard_member(name):
     prior = models.FactorizedPrior(name, 2)()
     assert (prior.event_shape, prior.batch_shape) == ((2,), ())
     z = np.float32(expected.ppf(np.linspace(0.002, 0.998, 50)))
-    got = jax.vmap(prior.log_prob)(jnp.stack([z, z[::-1]], axis=1))
+    got = jax.jit(jax.vmap(prior.log_prob))(np.stack([z, z[::-1]], axis=1))
     np.testing.assert_allclose(got, expected.logpdf(z) + expected.logpdf(z[::-1]), rtol=1e-4, atol=1e-5)
 
 
@@ -40,20 +40,18 @@ def test_the_inverse_cdf_is_scipys(name):
 
 def test_the_inverse_cdf_by_bisection_follows_location_and_scale():
     u = np.array([1e-4, 0.3, 0.999])
-    got = StudentT(5.0, jnp.array([40.0, -3.0, 2e3]), jnp.array([0.01, 20.0, 300.0])).icdf(jnp.float32(u))
+    base = StudentT(5.0, np.array([40.0, -3.0, 2e3]), np.array([0.01, 20.0, 300.0]))
+    got = jax.jit(base.icdf)(jnp.float32(u))
     np.testing.assert_allclose(got, stats.t(5, [40.0, -3.0, 2e3], [0.01, 20.0, 300.0]).ppf(u), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "numpyros"), [("exponential", dist.Exponential(1.0)), ("weibull", dist.Weibull(1.0, 2.0))]
-)
-def test_no_draw_is_exactly_zero(name, numpyros):
+@pytest.mark.parametrize("name", ["exponential", "weibull"])
+def test_no_draw_is_exactly_zero(name):
+    numpyros = {"exponential": dist.Exponential(1.0), "weibull": dist.Weibull(1.0, 2.0)}[name]
     family = models.FAMILIES[name]
-    ours = family.distribution(*family.standard)
-    for distribution, zero in ((numpyros, True), (ours, False)):
-        z = jax.jit(lambda key, d=distribution: d.sample(key, (2**20,)))(jax.random.key(4))
-        assert bool((z == 0).any()) is zero
-        assert np.isfinite(sf.PRIORS["log_normal"].logpdf(z)).all() is not zero
+    lowest = jax.jit(lambda d, key: d.sample(key, (2**20,)).min())
+    assert lowest(numpyros, jax.random.key(4)) == 0
+    assert lowest(family.distribution(*family.standard), jax.random.key(4)) > 1e-8
 
 
 @pytest.mark.parametrize(("posterior", "prior"), list(itertools.product(FAMILIES, FAMILIES)))

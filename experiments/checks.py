@@ -113,6 +113,10 @@ def _check_pairs(flat: dict[str, Any]) -> None:
             raise InputError(
                 f"config.{key} is {flat[key]}, but {flat['learner.name']} weighs no KL: leave it {default}"
             )
+    if flat["bound.weight_prior"] and flat["learner.name"] == "full_vb":
+        raise InputError(
+            "config.bound.weight_prior is True, but full_vb has the prior on weights in its own bound: leave it False"
+        )
     if flat["learner.name"] in choices.WITHOUT_ENCODER and (
         flat["eval.curve_measure"] == "bound" or flat["eval.estimator"] == "importance"
     ):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from aevb import bounds, learners, models, networks
 from aevb.errors import InputError
 from aevb.learners import aevb as aevb_learner
-from aevb.learners import mcem, wake_sleep
+from aevb.learners import full_vb, mcem, wake_sleep
 
 NETWORKS: Mapping[str, Callable] = {"mlp": networks.MLP}
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "gelu": nn.gelu, "elu": nn.elu, "softplus": nn.softplus}
@@ -57,6 +57,9 @@ LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
         **common, **bound_of(config.bound), **kl_weights(config.bound)
     ),
     "wake_sleep": lambda config, num_examples, **common: wake_sleep.learner(**common, **bound_of(config.bound)),
+    "full_vb": lambda config, num_examples, weight_prior_examples, **common: full_vb.learner(
+        **common, num_examples=num_examples, **bound_of(config.bound)
+    ),
     "mcem": lambda config, num_examples, **common: mcem.learner(
         **common,
         num_examples=num_examples,

@@ -33,7 +33,7 @@ def learner(
     Args:
       model: a VAE, whose encoder is left out.
       optimizer: any Optax transformation.
-      num_examples: N, the size of the training set.
+      num_examples: N, the size of the training set; the loss of an example beyond it is not a number.
       num_leapfrog: leapfrog steps of a transition.
       target_acceptance: in (0, 1).
       weight_updates: steps of the optimizer after each transition.
@@ -77,7 +77,7 @@ def learner(
         carried = state.opt_state
         step_size = jnp.exp(carried["log_step_size"])
         keys = example_keys(step_key, batch.index)
-        u = carried["chains"][batch.example_id]
+        u = carried["chains"].at[batch.example_id].get(mode="fill", fill_value=jnp.nan)
         moved = jax.vmap(expect, in_axes=(None, 0, 0, 0, None))(state.params, batch.x, u, keys, step_size)
 
         def m_step(carry: tuple, _: None) -> tuple[tuple, dict[str, jax.Array]]:
@@ -94,10 +94,12 @@ def learner(
             "divergent": device_mean(moved.is_divergent.mean(), axis_name),
             "step_size": step_size,
         }
-        places, chains = _gathered((batch.example_id, moved.z), axis_name)
+        ids, chains = _gathered((batch.example_id, moved.z), axis_name)
+        # A batch across two epochs may hold an example twice, and a scatter leaves open which row wins.
+        first = (ids[:, None] == ids[None, :]).argmax(axis=1)
         opt_state = {
             "optimizer": opt_state,
-            "chains": carried["chains"].at[places].set(chains),
+            "chains": carried["chains"].at[ids].set(chains[first]),
             "log_step_size": hmc.adapt(carried["log_step_size"], acceptance, target_acceptance),
         }
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics

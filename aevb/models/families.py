@@ -125,7 +125,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    # On the real line, location 0 and scale 1 as priors. Below a Gumbel prior, whose left tail is exp(-exp(-z)), a
+    # On the real line, location 0 and scale 1 as priors. Under a Gumbel prior, whose left tail is exp(-exp(-z)), a
     # Laplace or logistic posterior has a finite KL only while its scale is below 1, a Student t never has.
     "laplace": Family(dist.Laplace, (_real, _positive), (0.0, 1.0)),
     "logistic": Family(dist.Logistic, (_real, _positive), (0.0, 1.0)),

@@ -39,7 +39,7 @@ from aevb.networks import MLP
 from experiments import cli, workdir
 
 LATENT_DIMS = (2, 10, 50)
-NUM_KEYS = {1: 1000, 10: 400, 100: 100}  # gradients measured with each number of draws L
+NUM_KEYS = {1: 1000, 10: 200, 100: 50}  # gradients measured with each number of draws L
 EVENT_DIM, BATCH = 100, 100
 INIT_SCALE = 0.1  # standard deviation of the first weights and biases, the paper's
 PRECISIONS = (10.0, 2.0)  # of the exact posterior, from its first latent dimension to its last; the prior's is 1
@@ -52,7 +52,8 @@ LOOKS = {  # label and colour, of Okabe and Ito's
     "sgvb_a": ("SGVB-A", "#009E73"),
     "sgvb_b": ("SGVB-B", BLUE),
 }
-SHOWN_DIM = 10  # the latent size of the panels that show one
+SHOWN_DIM = 10  # latents in the figure
+DASHES = (0, (4, 3))
 
 Row = dict[str, Any]
 Groups = dict[str, jax.Array]
@@ -120,7 +121,7 @@ def groups(gradient: Any) -> Groups:
 def errors(
     model: models.VAE, num_samples: int, params: Any, xs: jax.Array, exact: Groups, keys: jax.Array
 ) -> dict[str, tuple[Groups, Groups, Groups]]:
-    """Errors of each estimator's gradient of the mean bound of xs; one gradient a key of keys `[K]`, `num_samples` draws.
+    """Errors of each estimator's gradient of the mean bound of xs, with `num_samples` draws, for each key of keys `[K]`.
 
     Returns:
       For each estimator the sum of its errors, and of each error its square length and its part along the exact
@@ -148,7 +149,7 @@ def errors(
 
 
 def measure(problem: Problem, point: str, num_samples: int, keys: jax.Array) -> list[Row]:
-    """The rows of every estimator at one point, a row a parameter group; a gradient a key of keys `[K]`, K at least 2."""
+    """The rows of every estimator at one point, from a gradient for each key of keys `[K]`, K at least 2."""
     exact = exact_gradient(problem.params[point], problem.xs)
     rows, count = [], len(keys)
     for estimator, parts in errors(problem.model, num_samples, problem.params[point], problem.xs, exact, keys).items():
@@ -219,21 +220,19 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Noise against draws, variance against latent size, and bias, in a column a point."""
-    figure = Figure(figsize=(WIDTH, 9.2), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.08)
-    noise, variance, bias = figure.subplots(3, 2, sharex="row", sharey="row", height_ratios=[1.25, 1.25, 1])
+    """Noise over signal against the number of draws, and the bias below it, in a column a point."""
+    figure = Figure(figsize=(WIDTH, 6.2), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+    noise, bias = figure.subplots(2, 2, sharex="row", sharey="row", height_ratios=[1.5, 1])
     for column, (point, title) in enumerate(zip(POINTS, ("at the first weights", "near the optimum"), strict=True)):
-        at = [row for row in rows if row["point"] == point]
+        shown = [row for row in rows if row["point"] == point and row["latent_dim"] == SHOWN_DIM]
         noise[column].set_title(title, fontsize=FONT + 1, color=INK)
-        draw_noise(noise[column], at)
-        draw_variance(variance[column], at)
-        draw_bias(bias[column], at)
-    for axes, label in (
-        (noise, f"noise / signal\n({SHOWN_DIM} latents)"),
-        (variance, "variance,\ntimes SGVB-B’s"),
-    ):
-        axes[0].set_ylabel(label, fontsize=FONT, color=INK)
+        draw_noise(noise[column], shown)
+        draw_bias(bias[column], shown)
+    noise[0].set_ylabel("noise / signal of the\nencoder’s gradient", fontsize=FONT, color=INK)
+    noise[1].annotate(
+        "noise = signal", (1, 1), (0, -3), "data", "offset points", fontsize=FONT - 2, color=INK, va="top"
+    )  # fmt: skip
     return figure
 
 
@@ -244,62 +243,56 @@ def _style(axes: Axes, xlabel: str) -> None:
     axes.spines[["left", "bottom"]].set_color(GREY)
 
 
-def _powers(axes: Axes, xs: Sequence[int]) -> None:
-    """Logarithmic axes, with a tick at each x and at some powers of ten."""
-    axes.set(xscale="log", yscale="log")
-    axes.set_xticks(xs, [f"{x}" for x in xs])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(numticks=6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.9g}"))
-    axes.grid(axis="y", color="#E6E8EA", linewidth=0.8)
-
-
 def draw_noise(axes: Axes, rows: Sequence[Row]) -> None:
     """The standard deviation of the encoder's gradient over its exact length, against the number of draws."""
     _style(axes, "draws of z, $L$")
-    _powers(axes, list(NUM_KEYS))
-    axes.axhline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(xscale="log", yscale="log", xlim=(0.8, 125))
+    axes.set_xticks(list(NUM_KEYS), [f"{x}" for x in NUM_KEYS])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.9g}"))
+    axes.grid(axis="y", color="#E6E8EA", linewidth=0.8)
+    axes.axhline(1, color=INK, linewidth=1, linestyle=DASHES)
+    first = {}
     for estimator, (label, colour) in LOOKS.items():
-        cells = [cell(rows, *ENCODER, latent_dim=SHOWN_DIM, num_samples=n, estimator=estimator) for n in NUM_KEYS]
-        ratio = [math.sqrt(variance) / norm for variance, norm in cells]
-        axes.plot(list(NUM_KEYS), ratio, "o-", color=colour, markersize=5, linewidth=1.8)
-        below = estimator == "sgvb_b"
+        cells = [cell(rows, *ENCODER, num_samples=num_samples, estimator=estimator) for num_samples in NUM_KEYS]
+        ratios = [math.sqrt(variance) / norm for variance, norm in cells]
+        first[estimator] = ratios[0], cells[0][0]
+        axes.plot(list(NUM_KEYS), ratios, "o-", color=colour, markersize=5, linewidth=1.8)
+        above = estimator != "sgvb_b"
         axes.annotate(
-            label, (10, ratio[1]), (0, -9 if below else 9), textcoords="offset points", fontsize=FONT, color=colour,
-            ha="right" if below else "left", va="top" if below else "bottom",
+            label, (10, ratios[1]), (4, 5) if above else (-4, -5), textcoords="offset points", fontsize=FONT,
+            color=colour, ha="left" if above else "right", va="bottom" if above else "top",
         )  # fmt: skip
-
-
-def draw_variance(axes: Axes, rows: Sequence[Row]) -> None:
-    """The variance of the encoder's gradient with one draw, over SGVB-B's, against the latent size."""
-    _style(axes, "latent dimensions")
-    _powers(axes, LATENT_DIMS)
-    for estimator, (label, colour) in LOOKS.items():
-        ratios = []
-        for latent_dim in LATENT_DIMS:
-            at = {"latent_dim": latent_dim, "num_samples": 1}
-            variance, reference = (cell(rows, *ENCODER, estimator=name, **at)[0] for name in (estimator, "sgvb_b"))
-            ratios.append(variance / reference)
-        axes.plot(LATENT_DIMS, ratios, "o-", color=colour, markersize=5, linewidth=1.8)
-        for x, ratio in zip(LATENT_DIMS, ratios, strict=True):
-            text = f"{ratio:,.1f}" if ratio < 10 else f"{ratio:,.0f}"
-            axes.annotate(
-                text, (x, ratio), (0, 6), textcoords="offset points", fontsize=FONT - 2, color=colour, ha="center"
-            )
+    (low, reference), (high, variance) = first["sgvb_b"], first["score_function"]
+    axes.annotate("", (1, high), (1, low), arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 5, "shrinkB": 5})
+    factor = f"variance × {float(f'{variance / reference:.2g}'):,.0f}"
+    axes.annotate(
+        factor, (1, math.sqrt(low * high)), (6, 0), textcoords="offset points", fontsize=FONT - 1, color=INK, va="center"
+    )  # fmt: skip
 
 
 def draw_bias(axes: Axes, rows: Sequence[Row]) -> None:
     """The bias of the encoder mean's gradient along the exact one, in percent of it, with 2 standard errors."""
-    _style(axes, "bias (%)")
-    axes.axvline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    _style(axes, "bias (% of the gradient)")
+    axes.axvline(0, color=INK, linewidth=1, linestyle=DASHES)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.xaxis.set_minor_locator(NullLocator())
+    ticks = (-100, -1, 0, 1, 100)
+    axes.set_xticks(ticks, [f"{tick}".replace("-", "−") for tick in ticks])
     axes.set_yticks(range(len(LOOKS)), [label for label, _ in LOOKS.values()])
-    axes.set_ylim(len(LOOKS) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(LOOKS) - 0.5, -0.8)
     for y, (estimator, (_, colour)) in enumerate(LOOKS.items()):
-        fields = {"latent_dim": SHOWN_DIM, "num_samples": 1, "estimator": estimator, "parameter_group": ENCODER[0]}
+        fields = {"num_samples": 1, "estimator": estimator, "parameter_group": ENCODER[0]}
         (row,) = (row for row in rows if fields.items() <= row.items())
         value, error = (100 * row[name] / row["exact_norm"] for name in ("bias_along", "bias_along_stderr"))
         axes.errorbar(value, y, xerr=2 * error, fmt="o", color=colour, markersize=5, capsize=4, linewidth=1.8)
+        axes.annotate(
+            f"{value:.2g} ± {error:.2g}".replace("-", "−"), (value, y), (0, 7), textcoords="offset points",
+            fontsize=FONT - 2, color=colour, ha="center",
+        )  # fmt: skip
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -275,6 +275,7 @@ def test_value_is_refused(override: str, words: str):
     ("overrides", "words"),
     [
         (["learner.name=wake_sleep", "bound.kl_weight=2"], "wake_sleep weighs no KL"),
+        (["learner.name=full_vb", "bound.weight_prior=True"], "the prior on weights in its own bound"),
         (["eval.curve_split=test", "train.patience=3"], "choose the model by the test split"),
         (["model.posterior=laplace"], "no closed form for the posterior laplace and the prior standard_normal"),
         (["model.prior=gamma"], "their KL is infinite"),

@@ -21,13 +21,13 @@ from aevb.checkpoints import Checkpoints
 from aevb.data import Split
 from aevb.data.binarization import make_preprocess
 from aevb.data.feeding import InMemory
-from aevb.errors import NonFiniteError, SamplingError
+from aevb.errors import SamplingError
 from aevb.inference import hmc
 from aevb.learners import Batch, example_keys, mcem
 from aevb.networks import MLP
 
 STEP_KEY = jax.random.key(11)
-DECODER = lg.W.T + np.array([[0.3], [-0.2]]) * lg.W.T[::-1]  # `[latent, event]`, rows not orthogonal
+DECODER = lg.W.T + np.array([[0.6], [0.0]]) * lg.W.T[::-1]  # `[latent, event]`, rows not orthogonal
 POSTERIOR_COVARIANCE = np.linalg.inv(np.eye(lg.LATENT) + DECODER @ DECODER.T / lg.SCALE**2)
 
 
@@ -37,6 +37,12 @@ def posterior_mean(xs):
 
 def make_params():
     return {"decoder": {"output": {"kernel": jnp.float32(DECODER), "bias": jnp.float32(lg.B)}}}
+
+
+@functools.cache
+def first_state(num_examples):
+    learner = mcem.learner(lg.MODEL, optax.sgd(0.1), num_examples=num_examples)
+    return jax.jit(learner.init)(jax.random.key(0)).replace(params=make_params())
 
 
 def whole(xs):
@@ -64,11 +70,12 @@ GROUPS = np.random.default_rng(5).permutation(np.repeat(np.arange(4), COPIES))  
 
 
 @functools.cache
-def settled():
+def settled(target=0.9):
     """2000 chains after 400 transitions at fixed weights, 500 for each of four datapoints."""
-    learner = mcem.learner(lg.MODEL, optax.sgd(0.0), num_examples=len(GROUPS), weight_updates=1)
-    state = jax.jit(learner.init)(jax.random.key(0)).replace(params=make_params())
-    return run(learner, state, whole(CENTRES[GROUPS]), 400)
+    learner = mcem.learner(
+        lg.MODEL, optax.sgd(0.0), num_examples=len(GROUPS), weight_updates=1, target_acceptance=target
+    )
+    return run(learner, first_state(len(GROUPS)), whole(CENTRES[GROUPS]), 400)
 
 
 def test_at_fixed_weights_each_chain_draws_from_the_posterior_of_its_datapoint():
@@ -98,12 +105,9 @@ def test_the_step_size_is_tuned_to_the_target_acceptance():
     np.testing.assert_allclose(moved, 0.1 * (metrics["acceptance"][:-1] - 0.9).sum(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("target", [0.6, 0.95])
-def test_another_target_is_reached_too(target):
-    learner = mcem.learner(lg.MODEL, optax.sgd(0.0), num_examples=200, weight_updates=1, target_acceptance=target)
-    state = jax.jit(learner.init)(jax.random.key(0)).replace(params=make_params())
-    _, metrics = run(learner, state, whole(CENTRES[GROUPS[:200]]), 300)
-    assert abs(metrics["acceptance"][-100:].mean() - target) < 0.01
+def test_another_target_is_reached_too():
+    _, metrics = settled(0.6)
+    assert abs(metrics["acceptance"][-100:].mean() - 0.6) < 0.01
 
 
 NUM = 6
@@ -111,24 +115,15 @@ XS = np.random.default_rng(1).normal(size=(NUM, lg.SIZE))
 
 
 @functools.cache
-def make_learner(rate=0.1, weight_updates=5, weight_prior_examples=None, num_leapfrog=10):
-    return mcem.learner(
+def make_update(weight_updates=5, weight_prior_examples=60):
+    learner = mcem.learner(
         lg.MODEL,
-        optax.sgd(rate),
+        optax.sgd(0.1),
         num_examples=NUM,
         weight_updates=weight_updates,
         weight_prior_examples=weight_prior_examples,
-        num_leapfrog=num_leapfrog,
     )
-
-
-@functools.cache
-def compiled(learner):
     return jax.jit(learner.update)
-
-
-def first_state(learner):
-    return jax.jit(learner.init)(jax.random.key(0)).replace(params=make_params())
 
 
 def batch_of(example_ids, index=None):
@@ -145,12 +140,11 @@ def log_joint_by_hand(kernel, bias, x, z):
     return log_likelihood, stats.norm.logpdf(z).sum(1).mean(), z.T @ score / len(x), score.mean(0)
 
 
-@pytest.mark.parametrize("weight_prior_examples", [None, 60])
-@pytest.mark.parametrize("weight_updates", [1, 5])
+@pytest.mark.parametrize(("weight_updates", "weight_prior_examples"), [(1, None), (5, 60)])
 def test_the_m_step_by_hand(weight_updates, weight_prior_examples):
     rate = 0.1
-    learner = make_learner(rate, weight_updates, weight_prior_examples)
-    state, metrics = compiled(learner)(first_state(learner), batch_of([4, 0, 3, 1]), STEP_KEY)
+    update = make_update() if weight_prior_examples else make_update(weight_updates, weight_prior_examples)
+    state, metrics = update(first_state(NUM), batch_of([4, 0, 3, 1]), STEP_KEY)
     z, x = np.asarray(state.opt_state["chains"], np.float64)[[4, 0, 3, 1]], XS[[4, 0, 3, 1]]
     kernel, bias, kept = DECODER, lg.B, []
     for _ in range(weight_updates):
@@ -170,40 +164,30 @@ def test_the_m_step_by_hand(weight_updates, weight_prior_examples):
     assert state.step == 1
 
 
-def test_the_optimizer_steps_as_often_as_the_weights_are_updated():
-    learner = mcem.learner(lg.MODEL, optax.adam(1e-3), num_examples=NUM)
-    state = first_state(learner)
-    for _ in range(2):
-        state, _ = compiled(learner)(state, batch_of([0, 1]), STEP_KEY)
-    assert state.opt_state["optimizer"][0].count == 2 * 5  # the paper's 5
-
-
 def test_a_chain_makes_one_transition_under_the_weights_before_the_update():
-    learner = make_learner(num_leapfrog=3)
-    state = first_state(learner)
-    moved, _ = compiled(learner)(state, batch_of([4, 0], index=[7, 2]), STEP_KEY)
+    state, ids, index = first_state(NUM), [4, 0, 5, 2], [7, 2, 3, 0]
+    moved, _ = make_update()(state, batch_of(ids, index), STEP_KEY)
 
     @jax.jit
+    @jax.vmap
     def by_hand(x, u, key):
         def log_density(z):
             residual = x - z @ jnp.float32(DECODER) - jnp.float32(lg.B)
             return -0.5 * (residual @ residual) / lg.SCALE**2 - 0.5 * z @ z
 
-        return hmc.transition(key, u, log_density, 0.1, 3).z
+        return hmc.transition(key, u, log_density, 0.1, 10).z
 
-    for i, key in zip([4, 0], example_keys(STEP_KEY, jnp.array([7, 2])), strict=True):
-        expected = by_hand(jnp.float32(XS[i]), state.opt_state["chains"][i], key)
-        np.testing.assert_allclose(moved.opt_state["chains"][i], expected, rtol=1e-4, atol=1e-5)
+    ids = jnp.array(ids)
+    expected = by_hand(jnp.float32(XS)[ids], state.opt_state["chains"][ids], example_keys(STEP_KEY, jnp.array(index)))
+    np.testing.assert_allclose(moved.opt_state["chains"][ids], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_chains_of_the_batchs_examples_move():
-    learner = make_learner()
-    state = first_state(learner)
-    starts = np.asarray(state.opt_state["chains"])
-    assert len(np.unique(starts, axis=0)) == NUM
-    for ids in ([4, 0], [2, 5], [0, 1, 2, 3, 4, 5]):
+    state = first_state(NUM)
+    assert len(np.unique(state.opt_state["chains"], axis=0)) == NUM
+    for ids in ([4, 0, 2, 1], [2, 5, 3, 0]):
         before = np.asarray(state.opt_state["chains"])
-        state, metrics = compiled(learner)(state, batch_of(ids), STEP_KEY)
+        state, metrics = make_update()(state, batch_of(ids), STEP_KEY)
         assert metrics["acceptance"] > 0.9  # so that to stay is to be left alone
         moved = (np.asarray(state.opt_state["chains"]) != before).all(axis=1)
         np.testing.assert_array_equal(np.flatnonzero(moved), sorted(ids))
@@ -211,26 +195,25 @@ def test_only_the_chains_of_the_batchs_examples_move():
 
 def test_an_example_twice_in_a_batch_keeps_the_chain_of_its_first_place():
     # A batch that straddles two epochs may hold an example twice, and a scatter leaves open which of them stays.
-    learner = make_learner()
-    twice, _ = compiled(learner)(first_state(learner), batch_of([3, 1, 3, 3]), STEP_KEY)
-    once, _ = compiled(learner)(first_state(learner), batch_of([3, 1]), STEP_KEY)
-    np.testing.assert_array_equal(
-        twice.opt_state["chains"][jnp.array([3, 1])], once.opt_state["chains"][jnp.array([3, 1])]
-    )
+    chains = []
+    for ids in ([3, 1, 3, 3], [3, 1, 0, 2]):
+        state, _ = make_update()(first_state(NUM), batch_of(ids), STEP_KEY)
+        chains.append(state.opt_state["chains"][jnp.array([3, 1])])
+    np.testing.assert_array_equal(*chains)
 
 
-def test_an_example_without_a_chain_halts_the_run():
-    with pytest.raises(NonFiniteError, match="step 1"):
-        training.fit(make_learner(), np.float32(np.concatenate([XS, XS])), num_steps=2, batch_size=12)
+def test_an_example_beyond_the_chains_gives_no_number():
+    # The loop halts at such a loss; clamped, all of them would share the last chain and nobody would know.
+    _, metrics = make_update()(first_state(NUM), batch_of([3, 1, NUM, 2]), STEP_KEY)
+    assert np.isnan(metrics["loss"])
 
 
 def test_it_holds_no_encoder_and_says_so():
-    learner = make_learner()
+    learner = mcem.learner(lg.MODEL, optax.sgd(0.1), num_examples=NUM)
     assert learner.has_encoder is False
     assert learner.support == "real"
-    state = learner.init(jax.random.key(0))
-    assert set(state.params) == {"decoder"}
-    assert jax.tree.structure(state.params) == jax.tree.structure(make_params())
+    params = jax.eval_shape(learner.init, jax.random.key(0)).params
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, make_params())
 
 
 FEED = InMemory(Split(np.float32(np.concatenate([XS, XS[:4] + 0.5])), None), 4, jax.random.key(1))  # 10 examples
@@ -243,14 +226,17 @@ def trainer():
 
 
 @functools.cache
-def train_steps(devices):
-    return training.make_train_steps(trainer(), FEED, RAW, 0.0, jax.devices()[:devices])
+def trainer_state(seed):
+    return jax.jit(trainer().init)(jax.random.key(seed))
+
+
+make_train_steps = functools.cache(training.make_train_steps)
 
 
 def train(state, num_steps, devices=1):
     kept = []
     with pytest.MonkeyPatch.context() as patch:  # runs on as many devices share one program
-        patch.setattr(training, "make_train_steps", lambda *_: train_steps(devices))
+        patch.setattr(training, "make_train_steps", lambda *args: make_train_steps(*args[:-1], tuple(args[-1])))
         for replicated, metrics in training.train(
             trainer(), state, FEED, RAW, num_steps=num_steps, steps_per_call=5, devices=jax.devices()[:devices]
         ):
@@ -261,7 +247,7 @@ def train(state, num_steps, devices=1):
 
 @functools.cache
 def trained(devices=1):
-    return train(jax.jit(trainer().init)(jax.random.key(0)), 20, devices)
+    return train(trainer_state(0), 20, devices)
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -271,18 +257,19 @@ def test_any_number_of_devices_has_the_same_chains_and_weights(devices):
         np.testing.assert_allclose(metrics_many[name], metrics_one[name], rtol=5e-4, atol=1e-4, err_msg=name)
     for part in (lambda state: state.params, lambda state: state.opt_state):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), part(one), part(many))
-    start = trainer().init(jax.random.key(0)).opt_state["chains"]
+    start = trainer_state(0).opt_state["chains"]
     assert (np.abs(one.opt_state["chains"] - start).max(axis=1) > 0.1).all()
+    assert one.opt_state["optimizer"][0].count == 20 * 5  # the paper's 5 updates a step
 
 
-@pytest.mark.parametrize("stop", [10, 7])
-def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, stop):
-    state, before = train(jax.jit(trainer().init)(jax.random.key(0)), stop)
+def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    stop = 10
+    state, before = train(trainer_state(0), stop)
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(stop, state)
     checkpoints.close()
     # A new process: nothing but the file and a fresh state of the right shapes.
-    state, step, _ = Checkpoints(tmp_path / "run").restore(trainer().init(jax.random.key(77)))
+    state, step, _ = Checkpoints(tmp_path / "run").restore(trainer_state(77))
     assert step == stop
     state, after = train(state, 20)
     expected, expected_metrics = trained()
@@ -318,16 +305,17 @@ def positive_model(family):
     )
 
 
-PRIORS = {"log_normal": stats.lognorm(1.0), "gamma": stats.gamma(2.0), "kumaraswamy": None}
+DENSITIES = {"gamma": stats.gamma(2.0).pdf, "kumaraswamy": lambda z: 4 * z * (1 - z**2)}
 
 
 def unnormalized(family, z):
     """p(z) p(x | z) at the one datapoint."""
-    prior = 4 * z * (1 - z**2) if family == "kumaraswamy" else PRIORS[family].pdf(z)
-    return prior * np.prod([stats.norm.pdf(X[i], SLOPE[i] * z + OFFSET[i], lg.SCALE) for i in range(2)], axis=0)
+    return DENSITIES[family](z) * np.prod(
+        [stats.norm.pdf(X[i], SLOPE[i] * z + OFFSET[i], lg.SCALE) for i in range(2)], axis=0
+    )
 
 
-@pytest.mark.parametrize("family", PRIORS)
+@pytest.mark.parametrize("family", DENSITIES)
 def test_a_prior_off_the_real_line_draws_from_the_posterior_by_quadrature(family):
     copies, top = 2000, 1.0 if family == "kumaraswamy" else 20.0
     learner = mcem.learner(positive_model(family), optax.sgd(0.0), num_examples=copies, weight_updates=1)

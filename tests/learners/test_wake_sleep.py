@@ -107,14 +107,13 @@ def assert_close(got, expected, atol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), exact(got), expected)
 
 
-@pytest.mark.parametrize(("num_samples", "weight_prior_examples"), [(1, None), (3, N)])
-def test_wake_and_sleep_gradients_by_hand(num_samples, weight_prior_examples):
-    params = somewhere()
-    options = {"num_samples": num_samples, "weight_prior_examples": weight_prior_examples} if num_samples > 1 else {}
+@pytest.mark.parametrize("options", [{}, {"num_samples": 3, "weight_prior_examples": N}])
+def test_wake_and_sleep_gradients_by_hand(options):
+    params, num_samples = somewhere(), options.get("num_samples", 1)
     step, metrics = make_update(**options)(params, BATCH, STEP_KEY)
     _, log_joint, decoder = wake_by_hand(params, num_samples)
     log_q, encoder = sleep_by_hand(params, num_samples)
-    if weight_prior_examples:  # theta is pulled by theta / N, phi is not
+    if "weight_prior_examples" in options:  # theta is pulled by theta / N, phi is not
         theta = exact(params["decoder"])
         log_joint += sum(stats.norm.logpdf(leaf).sum() for leaf in jax.tree.leaves(theta)) / N
         decoder = jax.tree.map(lambda gradient, leaf: gradient - leaf / N, decoder, theta)
@@ -180,7 +179,7 @@ def test_the_expected_sleep_gradient_in_closed_form(params, size):
     for sample, mean in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         stderr = sample.std(0, ddof=1) / np.sqrt(num)
         assert (np.abs(sample.mean(0) - mean) < 4 * stderr).all()
-        assert (stderr < 0.05).all()
+        assert (stderr < 0.1).all()
     # The exact posterior is where the sleep phase rests.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     assert largest > size if size else largest < 1e-6

@@ -1,0 +1,137 @@
+"""The runs behind the figures: their commands, the curves read from what they leave, resuming, and who runs where."""
+
+import json
+import pathlib
+
+import pytest
+from absl import flags
+
+from aevb.errors import InputError
+from experiments import build, settings
+from experiments.paper import all as everything
+from experiments.paper import curves, fig2, fig3, fig4, fig5, runs
+
+ALL = [job for figure in (fig2, fig3, fig4, fig5) for job in figure.jobs()]
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    """Flags as a command line would set them."""
+
+    def give(**values: object) -> pathlib.Path:
+        parsed = flags.FlagValues()
+        monkeypatch.setattr(flags, "FLAGS", parsed)
+        defaults = {"workdir": str(tmp_path), "out": None, "training_points": 1e7, "seed": 0, "only": "", "jobs": None}
+        for name, value in (defaults | values).items():
+            flags.DEFINE_string(name, None, name, flag_values=parsed)
+            parsed[name].value = value
+        parsed.mark_as_parsed()
+        return tmp_path
+
+    return give
+
+
+def test_every_curve_of_the_paper_has_a_run():
+    drawn = {(job.figure, job.dataset, job.panel, job.algorithm) for job in fig2.jobs() + fig3.jobs()}
+    assert drawn == {curve.name[:4] for curve in curves.published()}
+    names = [job.name(0) for job in fig2.jobs() + fig3.jobs()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("job", ALL, ids=lambda job: job.name(0))
+def test_a_run_is_the_papers_protocol(job: runs.Job):
+    config, *overrides = job.arguments(1e7, seed=3)
+    config = settings.load(config.removeprefix("--config="), overrides)
+    build.check(config)
+    assert config.seed == 3
+    assert config.model.latent_dim == job.latent_dim
+    assert config.model.hidden == {"2": (500,), "3": (100,)}.get(job.figure, (500,)) or job.dataset == "frey"
+    assert (config.train.batch_size, config.bound.num_samples) == (100, 1)
+    assert (config.bound.weight_prior, config.optimizer.name) == (True, "adagrad")
+    assert config.optimizer.learning_rate in (0.01, 0.02, 0.1)
+    examples = job.train_size or {"mnist": 50_000, "frey": 1_572}[job.dataset]
+    assert config.train.num_epochs * examples == pytest.approx(1e7)
+    measure = ("marginal", 1000) if job.figure == "3" else ("bound", 0)
+    assert (config.eval.curve_measure, config.eval.curve_examples) == measure
+
+
+def write_rows(folder: pathlib.Path, rows: list[dict]) -> None:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_bounds_on_train_are_means_since_the_last_evaluation(given):
+    folder, job = given(), fig2.jobs()[0]
+    rows = [("train", 100, -9.0), ("train", 200, -7.0), ("test", 200, -8.5), ("train", 300, -5.0), ("test", 300, -6.0)]
+    rows = [{"split": split, "examples_seen": seen, "elbo": elbo} for split, seen, elbo in rows]
+    write_rows(folder / job.name(0), [*rows, {"split": "train", "examples_seen": 400, "elbo": 1.0}])
+    train, test = runs.curves(job)
+    assert (train.split, train.samples.tolist(), train.nats.tolist()) == ("train", [200, 300], [-8.0, -5.0])
+    assert (test.split, test.samples.tolist(), test.nats.tolist()) == ("test", [200, 300], [-8.5, -6.0])
+    assert test.name[:4] == ("2", "mnist", "Nz=3", "aevb")
+    given(training_points=200.0 - 100)
+    assert runs.curves(job)[0].samples.tolist() == [200]
+
+
+def test_marginal_likelihoods_are_those_measured(given):
+    folder, job = given(), fig3.jobs()[2]
+    rows = [
+        {"split": "train", "examples_seen": 100, "log_joint": -300.0},
+        {"split": "train", "examples_seen": 100, "log_marginal": -150.0},
+        {"split": "test", "examples_seen": 100, "log_marginal": -160.0},
+    ]
+    write_rows(folder / job.name(0), rows)
+    train, test = runs.curves(job)
+    assert (train.split, train.nats.tolist(), test.split, test.nats.tolist()) == ("train", [-150.0], "test", [-160.0])
+
+
+def test_a_run_that_was_never_started_has_no_curves(given):
+    given()
+    assert runs.curves(fig2.jobs()[0]) == []
+
+
+def test_only_names_runs(given):
+    given(only="frey_nz2_,mnist_nz3_wake")
+    assert [job.name(0) for job in runs.chosen(fig2.jobs())] == [
+        "mnist_nz3_wake_sleep_seed0",
+        "frey_nz2_aevb_seed0",
+        "frey_nz2_wake_sleep_seed0",
+    ]
+    given(only="omniglot")
+    with pytest.raises(InputError, match="--only=omniglot names no run: the runs are mnist_nz3_aevb_seed0"):
+        runs.chosen(fig2.jobs())
+
+
+def test_costs_count_a_shared_run_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(everything, "rate", lambda job: 1e4)
+    monkeypatch.setattr(everything, "OVERHEAD", 0.0)
+    lines = everything.costs({"fig2": 1e7, "fig3": 1e6, "fig4": 1e7, "fig5": 1e7})
+    # 18 runs of 1e7 at 1e4 a second are 5 hours, figure 3's 6 of 1e6 are 10 minutes; one manifold is figure 2's, and of
+    # the samples two are figure 2's and one is a manifold's.
+    hours = [(line.split(":")[0], line.split()[1], line.split()[-2]) for line in lines]
+    assert hours == [("fig2", "18", "5.0"), ("fig3", "6", "0.2"), ("fig4", "1", "0.3"), ("fig5", "0", "0.0")]
+
+
+def test_a_figure_from_its_command(command, data_dir: str, tmp_path: pathlib.Path):
+    """Two algorithms side by side, then the same command goes on where more points are asked for."""
+    args = [
+        f"--workdir={tmp_path}/runs",
+        f"--out={tmp_path}/out",
+        "--only=mnist_n1000_fig3_nz3_mcem,mnist_n1000_fig3_nz3_aevb",
+    ]
+    command.ok("paper.fig3", *args, "--training_points=20000", AEVB_DATA_DIR=data_dir)
+    first = curves.read(tmp_path / "out/fig3.csv")
+    assert {curve.name[3:] for curve in first} == {(a, s) for a in ("aevb", "mcem") for s in ("train", "test")}
+    assert all(-400 < curve.nats.min() <= curve.nats.max() < -100 for curve in first)
+    kept = (tmp_path / "runs/mnist_n1000_fig3_nz3_mcem_seed0/metrics.jsonl").read_text()
+    again = command.ok("paper.fig3", *args, "--training_points=20000", AEVB_DATA_DIR=data_dir)
+    assert "exit code" not in again.out
+    assert (tmp_path / "runs/mnist_n1000_fig3_nz3_mcem_seed0/metrics.jsonl").read_text() == kept
+    ended = command.ok("paper.fig3", *args, "--training_points=30000", AEVB_DATA_DIR=data_dir)
+    assert ended.out.count("exit code 0") == 2
+    longer = (tmp_path / "runs/mnist_n1000_fig3_nz3_mcem_seed0/metrics.jsonl").read_text()
+    assert longer.startswith(kept)
+    assert all(curve.samples[-1] == 30_000 for curve in curves.read(tmp_path / "out/fig3.csv"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "fig3.csv", "fig3.png", "fig3_differences.csv", "fig3_differences.md",
+    }  # fmt: skip

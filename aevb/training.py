@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aevb.data import Split
 from aevb.data.arrays import converted
-from aevb.data.binarization import Preprocess, check_values, make_preprocess
+from aevb.data.binarization import Preprocess, check_values, prepare
 from aevb.data.feeding import InMemory, Streaming
 from aevb.errors import InputError, NonFiniteError, SamplingError
 from aevb.learners import Batch, Learner, TrainState
@@ -245,8 +245,8 @@ def fit(
     examples = converted(np.asarray(examples), "the array of examples")
     check_values(examples, binarization, learner.support, "the array of examples")
     init_key, shuffle_key, static_key = jax.random.split(jax.random.key(seed), 3)
-    feed = InMemory(Split(examples, None), batch_size, shuffle_key)
-    preprocess = make_preprocess(binarization, static_key)
+    split, preprocess = prepare(Split(examples, None), binarization, static_key)
+    feed = InMemory(split, batch_size, shuffle_key)
     state = learner.init(init_key)
     for replicated, _ in train(learner, state, feed, preprocess, num_steps=num_steps):
         state = unreplicate(replicated)

@@ -168,17 +168,18 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
     if config.train.patience and not len(dataset.validation.examples):
         raise InputError("config.train.patience needs a validation split: set config.data.validation_size above 0")
     static_keys = jax.random.split(jax.random.fold_in(jax.random.key(config.data.seed), DATA_STREAM), len(SPLITS))
+    prepared = {
+        name: binarization.prepare(getattr(dataset, name), config.data.binarization, key)
+        for name, key in zip(SPLITS, static_keys, strict=True)
+    }
     init_key, shuffle_key, eval_key, draw_key = jax.random.split(jax.random.key(config.seed), 4)
     return Run(
         config=config,
-        dataset=dataset,
+        dataset=dataclasses.replace(dataset, **{name: split for name, (split, _) in prepared.items()}),
         model=model,
         learner=choices.make_learner(config, model, num_examples),
         bound=choices.bound_function(config.bound),
-        preprocess={
-            name: binarization.make_preprocess(config.data.binarization, key)
-            for name, key in zip(SPLITS, static_keys, strict=True)
-        },
+        preprocess={name: preprocess for name, (_, preprocess) in prepared.items()},
         learning_rate=choices.learning_rate(config.optimizer),
         num_steps=num_steps,
         init_key=init_key,

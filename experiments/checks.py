@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from aevb.data import binarization
 from aevb.errors import InputError
+from aevb.inference.marginal_likelihood import LARGEST_DIM
 from experiments import choices
 from experiments.settings import flatten
 
@@ -124,6 +125,12 @@ def _check_pairs(flat: dict[str, Any]) -> None:
             f"config.learner.name is {flat['learner.name']}, which trains no encoder and so has no bound: set "
             "--config.eval.curve_measure=marginal and --config.eval.estimator=hmc, or start from "
             f"experiments/configs/paper.py:mnist,{flat['learner.name']}"
+        )
+    by_hmc = flat["eval.curve_measure"] == "marginal" or flat["eval.estimator"] == "hmc"
+    if by_hmc and flat["model.latent_dim"] > LARGEST_DIM:
+        raise InputError(
+            f"the estimator of appendix D fails above {LARGEST_DIM} latent dimensions, and config.model.latent_dim is "
+            f"{flat['model.latent_dim']}: use --config.eval.estimator=ais or importance, and curve_measure=bound"
         )
     if flat["eval.curve_split"] == "test" and flat["train.patience"]:
         raise InputError(

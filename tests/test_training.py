@@ -15,7 +15,7 @@ from aevb.checkpoints import Checkpoints
 from aevb.data import Split
 from aevb.data.binarization import make_preprocess
 from aevb.data.feeding import InMemory
-from aevb.errors import InputError, NonFiniteError
+from aevb.errors import InputError, NonFiniteError, SamplingError
 from aevb.learners import Learner, TrainState, aevb
 from aevb.networks import MLP
 
@@ -380,3 +380,48 @@ def test_fit_is_a_function_of_its_seed():
     assert_same_bits(a, b)
     assert a.step == 3
     assert np.abs(a.params - c.params).max() > 0.01
+
+
+def chain_metrics(acceptance, divergent):
+    """A learner that reports these of its chains, each a function of the step."""
+
+    def update(params, batch, key, axis_name):
+        reported = {"acceptance": acceptance(params), "divergent": divergent(params), "step_size": 0.25}
+        return params + 1, jax.tree.map(jnp.float32, reported)
+
+    return recorder(update)
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "divergent", "numbers"),
+    [
+        (0.009, 0.0, r"0\.90% of their HMC proposals and 0\.00%"),
+        (0.5, 0.51, r"50\.00% of their HMC proposals and 51\.00%"),
+    ],
+)
+def test_chains_that_do_not_sample_halt_the_call_that_saw_them(acceptance, divergent, numbers):
+    learner = chain_metrics(
+        lambda step: jnp.where(step < 5, 0.9, acceptance), lambda step: jnp.where(step < 5, 0.0, divergent)
+    )
+    steps = training.train(
+        learner, recorder_state(jnp.float32(0)), make_feed(), RAW, num_steps=20, steps_per_call=5,
+        devices=jax.devices()[:1],
+    )  # fmt: skip
+    assert len(next(steps)[1]["loss"]) == 5
+    with pytest.raises(SamplingError, match=rf"^steps 6 to 10 accepted {numbers} diverged, with steps of 0\.25: "):
+        next(steps)
+
+
+@pytest.mark.parametrize(("acceptance", "divergent"), [(0.011, 0.0), (0.5, 0.49), (1.0, 0.0)])
+def test_chains_that_sample_poorly_go_on(acceptance, divergent):
+    # It is the mean over the call that counts: half of its steps may do nothing.
+    learner = chain_metrics(
+        lambda step: 2 * acceptance * (step % 2), lambda step: jnp.where(step % 2 == 0, 2 * divergent, 0.0)
+    )
+    got = list(
+        training.train(
+            learner, recorder_state(jnp.float32(0)), make_feed(), RAW, num_steps=8, steps_per_call=4,
+            devices=jax.devices()[:1],
+        )
+    )  # fmt: skip
+    assert [len(metrics["loss"]) for _, metrics in got] == [4, 4]

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aevb.data import RandomAccess
+from aevb.data import RandomAccess, Split
 from aevb.errors import InputError
 
 BINARIZATIONS = ("none", "static", "dynamic", "threshold", "grey")
+
+DRAWN_AT_ONCE = 10_000  # examples, in one call
 
 # From (stored example, its index in the split, a key for this sighting) to the datapoint, float32 [*event].
 Preprocess = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -65,6 +67,24 @@ def make_preprocess(binarization: str, static_key: jax.Array | None = None) -> P
         return to_unit(stored)
 
     return preprocess
+
+
+def prepare(split: Split, binarization: str, static_key: jax.Array | None = None) -> tuple[Split, Preprocess]:
+    """A split, and the function that turns one of its stored examples into a datapoint.
+
+    The static draw of a split in memory is made here, once, so that no step makes it again: it comes back as uint8 0
+    and 255. Its bits are those of `make_preprocess`.
+    """
+    if binarization != "static" or not isinstance(split.examples, np.ndarray):
+        return split, make_preprocess(binarization, static_key)
+    draw = jax.jit(jax.vmap(lambda stored, i: bernoulli_pixels(jax.random.fold_in(static_key, i), stored).astype(bool)))
+    starts = range(0, len(split.examples), DRAWN_AT_ONCE)
+    blocks = [split.examples[start : start + DRAWN_AT_ONCE] for start in starts]
+    drawn = [
+        np.asarray(draw(block, np.arange(len(block)) + start)) for start, block in zip(starts, blocks, strict=True)
+    ]
+    ones = np.concatenate(drawn) if drawn else split.examples
+    return Split(ones * np.uint8(255), split.labels), make_preprocess("none")
 
 
 def check_values(examples: np.ndarray | RandomAccess, binarization: str, support: str, what: str) -> None:

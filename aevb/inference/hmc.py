@@ -1,6 +1,6 @@
 """Hamiltonian Monte Carlo over z, with BlackJAX's kernel and the identity as mass matrix.
 
-HMC wants a density on the whole of R^latent. `unconstrained` gives the prior of any NumPyro support there.
+HMC wants a density on the whole of R^latent; `unconstrained` gives it for a prior on any NumPyro support.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, IndependentTransform, Transform
+from numpyro.distributions.transforms import IdentityTransform, IndependentTransform, Transform
 
 from aevb import bounds
 
 LogDensity = Callable[[jax.Array], jax.Array]
 
-DIVERGENCE_THRESHOLD = 1000.0  # nats of energy error; BlackJAX's and Stan's
+DIVERGENCE_THRESHOLD = 1000.0  # nats of energy error, as BlackJAX and Stan have it
 
 
 class Transition(NamedTuple):
@@ -24,9 +24,9 @@ class Transition(NamedTuple):
 
     Attributes:
       z: the next state, `[latent]`; the old one where the proposal was rejected.
-      acceptance: the probability with which the proposal was accepted, in [0, 1], scalar; 0 where the energy at its
-        end is not finite.
-      is_divergent: whether the energy error was above 1000 nats or not a number, bool, scalar.
+      acceptance: the probability with which the proposal was accepted, in [0, 1], scalar; 0 where its energy is not
+        a number.
+      is_divergent: whether the energy error was above 1000 nats or not a number, bool scalar.
     """
 
     z: jax.Array
@@ -35,45 +35,39 @@ class Transition(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """What `sample` returns.
+    """The states of chains after burn-in.
 
     Attributes:
-      z: the states after burn-in, `[num_samples, chains, latent]`.
-      acceptance: the mean acceptance probability after burn-in, scalar.
+      z: `[num_samples, chains, latent]`.
+      log_density: of each, nats, `[num_samples, chains]`.
+      acceptance: the mean acceptance probability, scalar.
       step_size: the one that burn-in ended with, used ever after, scalar.
-      num_divergent: divergent transitions after burn-in, of all chains together, int32 scalar.
+      num_divergent: divergent transitions of all chains together, int32 scalar.
     """
 
     z: jax.Array
+    log_density: jax.Array
     acceptance: jax.Array
     step_size: jax.Array
     num_divergent: jax.Array
 
 
 def unconstrained(prior: dist.Distribution) -> tuple[dist.Distribution, Transform]:
-    """A prior as a density over u in all of R^latent, and the map `z = transform(u)` back to its support.
+    """A prior as a density of u in all of R^latent, and the map back to its support, `z = transform(u)`.
 
     `log p(u) = log p(z) + log |dz/du|`, with NumPyro's `biject_to(prior.support)`. A prior over the reals comes back
-    as it is, with the identity, so there it costs nothing.
+    as it is, with the identity, and costs nothing.
     """
     transform = dist.biject_to(prior.support)
-    if _is_identity(transform):
-        return prior, IdentityTransform()
+    if isinstance(transform, IndependentTransform) and isinstance(transform.base_transform, IdentityTransform):
+        return prior, transform
     return dist.TransformedDistribution(prior, transform.inv), transform
-
-
-def _is_identity(transform: Transform) -> bool:
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    return isinstance(transform, IdentityTransform) or (
-        isinstance(transform, ComposeTransform) and all(_is_identity(part) for part in transform.parts)
-    )
 
 
 def joint_log_density(
     x: jax.Array, prior: dist.Distribution, decode: Callable[[jax.Array], dist.Distribution]
 ) -> tuple[LogDensity, Transform]:
-    """`u -> log p(u) + log p(x | z = transform(u))` in nats, the posterior of x up to a constant, and `transform`.
+    """`u -> log p(u) + log p(x | z)`, nats, with `z = transform(u)`: the posterior up to a constant; and `transform`.
 
     Args:
       x: the datapoint, `[*event]`.
@@ -91,17 +85,16 @@ def joint_log_density(
 def transition(
     key: jax.Array, z: jax.Array, log_density: LogDensity, step_size: ArrayLike, num_leapfrog: int
 ) -> Transition:
-    """One HMC transition of one chain: a momentum from N(0, I), `num_leapfrog` steps, accept or stay.
+    """One HMC transition of one chain: a momentum from N(0, I), `num_leapfrog` steps, then accept or stay.
 
-    It evaluates the gradient `1 + num_leapfrog` times, and leaves `log_density` invariant. Map it over datapoints with
-    `jax.vmap`.
+    It leaves the density invariant and takes `1 + num_leapfrog` gradients. Map it over datapoints with `jax.vmap`.
 
     Args:
       key: consumed here.
-      z: where the chain is, `[latent]`, with a finite log density: a chain that starts at a NaN stays there.
-      log_density: from z `[latent]` to a scalar in nats, up to a constant, over all of R^latent.
-      step_size: of the leapfrog integrator, above 0, scalar.
-      num_leapfrog: steps, at least 1.
+      z: where the chain is, `[latent]`; it must have a finite log density, or the chain may never move.
+      log_density: from z to a scalar in nats, up to a constant, on all of R^latent.
+      step_size: of the leapfrog integrator, above 0.
+      num_leapfrog: at least 1; the steps are unrolled in the compiled program.
     """
     from blackjax.mcmc import hmc
 
@@ -110,32 +103,39 @@ def transition(
 
 
 def _step(key: jax.Array, state: tuple, log_density: LogDensity, step_size: ArrayLike, num_leapfrog: int) -> tuple:
-    """One transition from a BlackJAX state, which holds the gradient at its position; `num_leapfrog` gradients."""
-    from blackjax.mcmc import hmc
+    """A transition from a BlackJAX state, which holds the gradient at its position, so that `num_leapfrog` are left."""
+    from blackjax.mcmc import hmc, integrators
 
-    kernel = hmc.build_kernel(divergence_threshold=DIVERGENCE_THRESHOLD)
-    inverse_mass_matrix = jnp.ones_like(state.position)
-    state, info = kernel(key, state, log_density, step_size, inverse_mass_matrix, num_leapfrog)
+    def leapfrog(log_density: LogDensity, kinetic_energy: Callable) -> Callable:
+        one = integrators.velocity_verlet(log_density, kinetic_energy)
+
+        # Unrolled, XLA leaves out the log densities along the way: only the gradients there are used.
+        def steps(state: tuple, step_size: ArrayLike) -> tuple:
+            for _ in range(num_leapfrog):
+                state = one(state, step_size)
+            return state
+
+        return steps
+
+    kernel = hmc.build_kernel(leapfrog, DIVERGENCE_THRESHOLD)
+    state, info = kernel(key, state, log_density, step_size, jnp.ones_like(state.position), 1)
     return state, info.acceptance_rate, info.is_divergent
 
 
-def adapt(
-    log_step_size: jax.Array, acceptance: jax.Array, target: float = 0.9, gain: ArrayLike = 0.1
-) -> jax.Array:
-    """The next logarithm of the step size: `log_step_size + gain (mean(acceptance) - target)` (Robbins and Monro).
+def adapt(log_step_size: jax.Array, acceptance: jax.Array, target: float = 0.9, gain: ArrayLike = 0.1) -> jax.Array:
+    """The next logarithm of a step size, `log_step_size + gain (mean(acceptance) - target)` (Robbins and Monro).
 
-    A constant gain follows a target density that moves, as in Monte Carlo EM, where the weights change under the
-    chains, and keeps a jitter of the order of the gain. A gain that decays, as `t^-0.6`, settles; burn-in uses that.
+    A constant gain follows a density that moves, as where the weights change under the chains or the temperature
+    does, and leaves a jitter of the order of the gain. For a density that stays, a gain that decays settles.
 
     Args:
       log_step_size: scalar.
-      acceptance: acceptance probabilities at this step size, any shape; what is not finite counts as 0, so that a
-        divergence makes the step smaller.
-      target: the mean acceptance probability to reach, in (0, 1); 0.9 in the paper's appendix E.
+      acceptance: acceptance probabilities at this step size, any shape; one that is not finite counts as 0, so that a
+        divergence shortens the step.
+      target: the mean acceptance probability to reach, in (0, 1); the paper's appendix E has 0.9.
       gain: above 0.
     """
-    acceptance = jnp.where(jnp.isfinite(acceptance), acceptance, 0.0)
-    return log_step_size + gain * (acceptance.mean() - target)
+    return log_step_size + gain * (jnp.where(jnp.isfinite(acceptance), acceptance, 0.0).mean() - target)
 
 
 def sample(
@@ -146,44 +146,102 @@ def sample(
     num_burn_in: int,
     num_leapfrog: int,
     target_acceptance: float = 0.9,
-    initial_step_size: ArrayLike = 0.1,
+    step_size: ArrayLike = 0.1,
 ) -> Chain:
-    """Run chains of one density side by side; they share a step size, tuned to their mean acceptance in burn-in only.
+    """Run chains of one density side by side, with one step size, tuned to their mean acceptance in burn-in only.
 
-    After burn-in the step size is fixed, so that every transition leaves the density invariant.
+    After burn-in the step size stays, so that every transition leaves the density invariant.
 
     Args:
       key: consumed here.
       z0: where the chains start, `[chains, latent]`.
-      log_density: from z `[latent]` to a scalar in nats, up to a constant, over all of R^latent.
+      log_density: from one z `[latent]` to a scalar in nats, up to a constant, on all of R^latent.
       num_samples: states kept of each chain, one a transition.
-      num_burn_in: transitions before them, in which the step size is tuned.
+      num_burn_in: transitions before them; the gain of the t-th is `t^-0.6`.
       num_leapfrog: steps of a transition.
       target_acceptance: the acceptance probability that burn-in tunes to, in (0, 1).
-      initial_step_size: above 0.
+      step_size: the first, above 0.
     """
     from blackjax.mcmc import hmc
 
-    def step_all(key: jax.Array, states: tuple, step_size: ArrayLike) -> tuple:
+    def step(key: jax.Array, states: tuple, log_step_size: jax.Array) -> tuple:
         keys = jax.random.split(key, z0.shape[0])
-        one = lambda key, state: _step(key, state, log_density, step_size, num_leapfrog)  # noqa: E731
-        return jax.vmap(one)(keys, states)
+        return jax.vmap(lambda key, state: _step(key, state, log_density, jnp.exp(log_step_size), num_leapfrog))(
+            keys, states
+        )
 
     def burn_in(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
         states, log_step_size = carry
-        key, i = inputs
-        states, acceptance, _ = step_all(key, states, jnp.exp(log_step_size))
-        return (states, adapt(log_step_size, acceptance, target_acceptance, (1.0 + i) ** -0.6)), None
+        key, t = inputs
+        states, acceptance, _ = step(key, states, log_step_size)
+        return (states, adapt(log_step_size, acceptance, target_acceptance, t**-0.6)), None
 
-    def keep(states: tuple, key: jax.Array) -> tuple:
-        states, acceptance, is_divergent = step_all(key, states, step_size)
-        return states, (states.position, acceptance.mean(), is_divergent.sum())
+    def keep(carry: tuple, key: jax.Array) -> tuple[tuple, tuple]:
+        states, log_step_size = carry
+        states, acceptance, is_divergent = step(key, states, log_step_size)
+        return (states, log_step_size), (states.position, states.logdensity, acceptance.mean(), is_divergent.sum())
 
     burn_in_key, sample_key = jax.random.split(key)
-    states = jax.vmap(lambda z: hmc.init(z, log_density))(z0)
-    burn_in_keys = jax.random.split(burn_in_key, num_burn_in)
-    start = (states, jnp.log(initial_step_size))
-    (states, log_step_size), _ = jax.lax.scan(burn_in, start, (burn_in_keys, jnp.arange(num_burn_in)))
-    step_size = jnp.exp(log_step_size)
-    _, (z, acceptance, is_divergent) = jax.lax.scan(keep, states, jax.random.split(sample_key, num_samples))
-    return Chain(z, acceptance.mean(), step_size, is_divergent.sum())
+    start = (jax.vmap(lambda z: hmc.init(z, log_density))(z0), jnp.log(step_size))
+    times = (jax.random.split(burn_in_key, num_burn_in), jnp.arange(1.0, num_burn_in + 1))
+    carry, _ = jax.lax.scan(burn_in, start, times)
+    carry, (z, log_densities, acceptance, divergent) = jax.lax.scan(
+        keep, carry, jax.random.split(sample_key, num_samples)
+    )
+    return Chain(z, log_densities, acceptance.mean(), jnp.exp(carry[1]), divergent.sum())
+
+
+def anneal(
+    key: jax.Array,
+    u: jax.Array,
+    log_prior: LogDensity,
+    log_likelihood: LogDensity,
+    betas: jax.Array,
+    num_leapfrog: int,
+    target_acceptance: float,
+    step_size: ArrayLike,
+) -> tuple[jax.Array, jax.Array]:
+    """Carry chains along `p(u) p(x | u)^beta`: at each beta resample them by their weights, then move them by HMC.
+
+    The resampling (systematic) takes chains out of modes that lose their mass as beta rises, which HMC alone never
+    leaves. The step size follows the mean acceptance; so this tunes and starts chains, and measures nothing.
+
+    Args:
+      key: consumed here.
+      u: chains at `betas[0]`, `[chains, latent]`.
+      log_prior: log p(u), nats, on all of R^latent.
+      log_likelihood: log p(x | u), nats.
+      betas: rising inverse temperatures, `[T + 1]`.
+      num_leapfrog: steps of a transition.
+      target_acceptance: in (0, 1).
+      step_size: the first, above 0.
+
+    Returns:
+      The chains at `betas[-1]`, `[chains, latent]`, and the step sizes used at `betas[1:]` and after, `[T + 1]`.
+    """
+    from blackjax.smc.resampling import systematic
+
+    def one(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
+        u, log_step_size = carry
+        key, last_beta, beta = inputs
+        resample_key, move_key = jax.random.split(key)
+        weights = jax.nn.softmax((beta - last_beta) * jax.vmap(log_likelihood)(u))
+        u = u[systematic(resample_key, weights, u.shape[0])]
+        moved = move(move_key, u, tempered(log_prior, log_likelihood, beta), jnp.exp(log_step_size), num_leapfrog)
+        return (moved.z, adapt(log_step_size, moved.acceptance, target_acceptance, gain=1.0)), log_step_size
+
+    keys = jax.random.split(key, len(betas) - 1)
+    start = (u, jnp.log(step_size))
+    (u, last), log_step_sizes = jax.lax.scan(one, start, (keys, betas[:-1], betas[1:]))
+    return u, jnp.exp(jnp.append(log_step_sizes, last))
+
+
+def move(key: jax.Array, z: jax.Array, log_density: LogDensity, step_size: ArrayLike, num_leapfrog: int) -> Transition:
+    """A transition of each chain of z `[chains, latent]`, with one step size."""
+    keys = jax.random.split(key, z.shape[0])
+    return jax.vmap(lambda key, z: transition(key, z, log_density, step_size, num_leapfrog))(keys, z)
+
+
+def tempered(log_prior: LogDensity, log_likelihood: LogDensity, beta: ArrayLike) -> LogDensity:
+    """`log p(u) + beta log p(x | u)`, the geometric path from prior to posterior."""
+    return lambda u: log_prior(u) + beta * log_likelihood(u)

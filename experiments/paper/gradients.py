@@ -20,7 +20,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ PRECISIONS = (10.0, 2.0)  # of the exact posterior, from its first latent dimens
 SHIFT, STRETCH = 0.1, 1.1  # of the posterior near the optimum, in its standard deviations
 POINTS = ("initialisation", "near optimum")
 ENCODER = ("encoder mean", "encoder log-variance")
+GROUPS = (*ENCODER, "decoder")
 ESTIMATORS = {"score_function": bounds.score_function, "sgvb_a": bounds.sgvb_a, "sgvb_b": bounds.sgvb_b}
 LOOKS = {  # label and colour, of Okabe and Ito's
     "score_function": ("score function", ORANGE),
@@ -54,6 +55,7 @@ LOOKS = {  # label and colour, of Okabe and Ito's
 }
 SHOWN_DIM = 10  # latents in the figure
 DASHES = (0, (4, 3))
+SMALL = {"fontsize": FONT - 1, "color": INK}
 
 Row = dict[str, Any]
 Groups = dict[str, jax.Array]
@@ -113,15 +115,21 @@ def groups(gradient: Any) -> Groups:
     """A gradient as one vector for each parameter group."""
     encoder, decoder = gradient["encoder"]["output"], gradient["decoder"]["output"]
     means, log_variances = zip(*(jnp.split(leaf, 2, axis=-1) for leaf in encoder.values()), strict=True)
-    parts = dict(zip((*ENCODER, "decoder"), (means, log_variances, decoder.values()), strict=True))
+    parts = dict(zip(GROUPS, (means, log_variances, decoder.values()), strict=True))
     return {name: jnp.concatenate([leaf.ravel() for leaf in leaves]) for name, leaves in parts.items()}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def errors(
-    model: models.VAE, num_samples: int, params: Any, xs: jax.Array, exact: Groups, keys: jax.Array
-) -> dict[str, tuple[Groups, Groups, Groups]]:
-    """Errors of each estimator's gradient of the mean bound of xs, with `num_samples` draws, for each key of keys `[K]`.
+    model: models.VAE,
+    estimators: tuple[bounds.BoundFn, ...],
+    num_samples: int,
+    params: Any,
+    xs: jax.Array,
+    exact: Groups,
+    keys: jax.Array,
+) -> list[tuple[Groups, Groups, Groups]]:
+    """Errors of each estimator's gradient of the mean bound of xs from `num_samples` draws, one for each of K keys.
 
     Returns:
       For each estimator the sum of its errors, and of each error its square length and its part along the exact
@@ -136,41 +144,48 @@ def errors(
 
         return jax.tree.map(jnp.subtract, groups(jax.grad(mean_bound)(params)), exact)
 
-    def add(sums: dict[str, Groups], key: jax.Array) -> tuple[dict[str, Groups], tuple[dict[str, Groups], ...]]:
-        each = {name: error(bound, key) for name, bound in ESTIMATORS.items()}
-        squares = {name: {group: e @ e for group, e in parts.items()} for name, parts in each.items()}
-        along = {name: {group: e @ unit[group] for group, e in parts.items()} for name, parts in each.items()}
+    def add(sums: list[Groups], key: jax.Array) -> tuple[list[Groups], tuple[list[Groups], list[Groups]]]:
+        each = [error(bound, key) for bound in estimators]
+        squares = [jax.tree.map(lambda e: e @ e, parts) for parts in each]
+        along = [jax.tree.map(jnp.dot, parts, unit) for parts in each]
         return jax.tree.map(jnp.add, sums, each), (squares, along)
 
-    unit = {group: g / jnp.linalg.norm(g) for group, g in exact.items()}
+    unit = jax.tree.map(lambda g: g / jnp.linalg.norm(g), exact)
     # A scan and not a vmap over keys: it compiles in half the time, and a minibatch fills the cache already.
-    sums, (squares, along) = jax.lax.scan(add, {name: jax.tree.map(jnp.zeros_like, exact) for name in ESTIMATORS}, keys)
-    return {name: (sums[name], squares[name], along[name]) for name in ESTIMATORS}
+    sums, (squares, along) = jax.lax.scan(add, [jax.tree.map(jnp.zeros_like, exact) for _ in estimators], keys)
+    return list(zip(sums, squares, along, strict=True))
 
 
-def measure(problem: Problem, point: str, num_samples: int, keys: jax.Array) -> list[Row]:
-    """The rows of every estimator at one point, from a gradient for each key of keys `[K]`, K at least 2."""
-    exact = exact_gradient(problem.params[point], problem.xs)
-    rows, count = [], len(keys)
-    for estimator, parts in errors(problem.model, num_samples, problem.params[point], problem.xs, exact, keys).items():
-        for group, gradient in exact.items():
-            sums, squares, along = (np.asarray(part[group], np.float64) for part in parts)
-            bias = np.linalg.norm(sums) / count
-            variance = (squares.mean() - bias**2) * count / (count - 1)
-            rows.append({
-                "latent_dim": problem.model.latent_dim,
-                "num_samples": num_samples,
-                "point": point,
-                "estimator": estimator,
-                "parameter_group": group,
-                "bias_norm": bias,
-                "bias_stderr": math.sqrt(variance / count),
-                "bias_along": along.mean(),
-                "bias_along_stderr": along.std(ddof=1) / math.sqrt(count),
-                "variance": variance,
-                "exact_norm": float(jnp.linalg.norm(gradient)),
-                "num_keys": count,
-            })  # fmt: skip
+def measure(
+    problem: Problem,
+    point: str,
+    num_samples: int,
+    keys: jax.Array,
+    estimators: Mapping[str, bounds.BoundFn] = ESTIMATORS,
+) -> list[Row]:
+    """The rows of the estimators at one point, from a gradient for each key of keys `[K]`, K at least 2."""
+    params, xs, count = problem.params[point], problem.xs, len(keys)
+    exact = exact_gradient(params, xs)
+    measured = errors(problem.model, tuple(estimators.values()), num_samples, params, xs, exact, keys)
+    rows = []
+    for (estimator, parts), group in itertools.product(zip(estimators, measured, strict=True), GROUPS):
+        sums, squares, along = (np.asarray(part[group], np.float64) for part in parts)
+        bias = np.linalg.norm(sums) / count
+        variance = (squares.mean() - bias**2) * count / (count - 1)
+        rows.append({
+            "latent_dim": problem.model.latent_dim,
+            "num_samples": num_samples,
+            "point": point,
+            "estimator": estimator,
+            "parameter_group": group,
+            "bias_norm": bias,
+            "bias_stderr": math.sqrt(variance / count),
+            "bias_along": along.mean(),
+            "bias_along_stderr": along.std(ddof=1) / math.sqrt(count),
+            "variance": variance,
+            "exact_norm": float(jnp.linalg.norm(exact[group])),
+            "num_keys": count,
+        })  # fmt: skip
     return rows
 
 
@@ -220,8 +235,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Noise over signal against the number of draws, and the bias below it, in a column a point."""
-    figure = Figure(figsize=(WIDTH, 6.2), dpi=DPI, layout="constrained")
+    """Noise over signal against the number of draws, and the bias below it, in a column a point; of one latent size."""
+    figure = Figure(figsize=(WIDTH, 6.0), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
     noise, bias = figure.subplots(2, 2, sharex="row", sharey="row", height_ratios=[1.5, 1])
     for column, (point, title) in enumerate(zip(POINTS, ("at the first weights", "near the optimum"), strict=True)):
@@ -230,14 +245,17 @@ def draw(rows: Sequence[Row]) -> Figure:
         draw_noise(noise[column], shown)
         draw_bias(bias[column], shown)
     noise[0].set_ylabel("noise / signal of the\nencoder’s gradient", fontsize=FONT, color=INK)
-    noise[1].annotate(
-        "noise = signal", (1, 1), (0, -3), "data", "offset points", fontsize=FONT - 2, color=INK, va="top"
-    )  # fmt: skip
+    noise[0].annotate("noise = signal", (100, 1), (4, 3), "data", "offset points", ha="right", **SMALL)
+    label = "bias of the encoder mean’s gradient along the exact one\n(% of it, ± 2 standard errors, $L$ = 1)"
+    figure.supxlabel(label, fontsize=FONT, color=INK)
     return figure
 
 
-def _style(axes: Axes, xlabel: str) -> None:
-    axes.set_xlabel(xlabel, fontsize=FONT, color=INK)
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,.9g}".replace("-", "−")
+
+
+def _style(axes: Axes) -> None:
     axes.tick_params(labelsize=FONT - 1, labelcolor=INK, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
@@ -245,7 +263,8 @@ def _style(axes: Axes, xlabel: str) -> None:
 
 def draw_noise(axes: Axes, rows: Sequence[Row]) -> None:
     """The standard deviation of the encoder's gradient over its exact length, against the number of draws."""
-    _style(axes, "draws of z, $L$")
+    _style(axes)
+    axes.set_xlabel(f"draws $L$ of $z$ ({SHOWN_DIM} latents)", fontsize=FONT, color=INK)
     axes.set(xscale="log", yscale="log", xlim=(0.8, 125))
     axes.set_xticks(list(NUM_KEYS), [f"{x}" for x in NUM_KEYS])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -260,22 +279,21 @@ def draw_noise(axes: Axes, rows: Sequence[Row]) -> None:
         ratios = [math.sqrt(variance) / norm for variance, norm in cells]
         first[estimator] = ratios[0], cells[0][0]
         axes.plot(list(NUM_KEYS), ratios, "o-", color=colour, markersize=5, linewidth=1.8)
-        above = estimator != "sgvb_b"
-        axes.annotate(
-            label, (10, ratios[1]), (4, 5) if above else (-4, -5), textcoords="offset points", fontsize=FONT,
-            color=colour, ha="left" if above else "right", va="bottom" if above else "top",
-        )  # fmt: skip
+        style = {"textcoords": "offset points", "fontsize": FONT, "color": colour}
+        if estimator == "sgvb_b":
+            axes.annotate(label, (1, ratios[0]), (-4, -14), va="top", **style)
+        else:
+            axes.annotate(label, (10, ratios[1]), (4, 5), **style)
     (low, reference), (high, variance) = first["sgvb_b"], first["score_function"]
-    axes.annotate("", (1, high), (1, low), arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 5, "shrinkB": 5})
-    factor = f"variance × {float(f'{variance / reference:.2g}'):,.0f}"
-    axes.annotate(
-        factor, (1, math.sqrt(low * high)), (6, 0), textcoords="offset points", fontsize=FONT - 1, color=INK, va="center"
-    )  # fmt: skip
+    arrow = {"arrowstyle": "<->", "color": INK, "shrinkA": 4, "shrinkB": 4, "zorder": 1}
+    axes.annotate("", (1, high), (1, low), arrowprops=arrow)
+    text = f"variance × {_two_digits(variance / reference)}"
+    axes.annotate(text, (1, math.sqrt(low * high)), (6, 0), textcoords="offset points", va="center", **SMALL)
 
 
 def draw_bias(axes: Axes, rows: Sequence[Row]) -> None:
     """The bias of the encoder mean's gradient along the exact one, in percent of it, with 2 standard errors."""
-    _style(axes, "bias (% of the gradient)")
+    _style(axes)
     axes.axvline(0, color=INK, linewidth=1, linestyle=DASHES)
     axes.set_xscale("symlog", linthresh=1)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -289,10 +307,10 @@ def draw_bias(axes: Axes, rows: Sequence[Row]) -> None:
         (row,) = (row for row in rows if fields.items() <= row.items())
         value, error = (100 * row[name] / row["exact_norm"] for name in ("bias_along", "bias_along_stderr"))
         axes.errorbar(value, y, xerr=2 * error, fmt="o", color=colour, markersize=5, capsize=4, linewidth=1.8)
-        axes.annotate(
-            f"{value:.2g} ± {error:.2g}".replace("-", "−"), (value, y), (0, 7), textcoords="offset points",
-            fontsize=FONT - 2, color=colour, ha="center",
-        )  # fmt: skip
+        text = f"{_two_digits(value)} ± {_two_digits(2 * error)}"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # a gap in the dashed line
+        style = SMALL | {"color": colour, "bbox": box}
+        axes.annotate(text, (0, y), (0, 7), textcoords="offset points", ha="center", **style)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aevb.data import binarization
-from aevb.data.binarization import check_values, make_preprocess
+from aevb.data import Split, binarization
+from aevb.data.binarization import check_values, make_preprocess, prepare
 from aevb.errors import InputError
 
 LEVELS = np.arange(256, dtype=np.uint8)
@@ -164,3 +164,22 @@ def test_a_whole_array_is_looked_at():
     examples[501, 1] = 7
     with pytest.raises(InputError, match="grey values"):
         check_values(examples, "none", "binary", "mine")
+
+
+def test_the_static_draw_is_made_once_and_is_the_one_of_every_sighting():
+    images = np.random.default_rng(5).integers(0, 256, (30, 5, 7, 1), dtype=np.uint8)
+    key, labels = jax.random.key(3), np.arange(30, dtype=np.int32)
+    preprocess = make_preprocess("static", key)
+    each = np.stack([preprocess(jnp.asarray(image), i, jax.random.key(i)) for i, image in enumerate(images)])
+    split, prepared = prepare(Split(images, labels), "static", key)
+    assert split.examples.dtype == np.uint8
+    np.testing.assert_array_equal(jax.vmap(lambda stored: prepared(stored, 0, key))(split.examples), each)
+    np.testing.assert_array_equal(split.labels, labels)
+    assert 0 < each.mean() < 1
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "none"])
+def test_other_splits_are_left_as_they_are(binarization):
+    split = Split(np.zeros((3, 2, 2, 1), np.uint8), None)
+    assert prepare(split, binarization, jax.random.key(0))[0] is split
+    assert len(prepare(Split(split.examples[:0], None), "static", jax.random.key(0))[0].examples) == 0

@@ -99,7 +99,7 @@ def test_what_a_run_leaves(finished: pathlib.Path):
     assert summary["evaluation"] == json.loads((finished / "evaluation.json").read_text())
     assert 0 < summary["first_step_seconds"] < summary["total_seconds"]
     config = json.loads((finished / "config.json").read_text())
-    assert set(config) == {"seed", "dataset", "data", "model", "bound", "optimizer", "train", "eval"}
+    assert set(config) == {"seed", "dataset", "data", "model", "bound", "learner", "optimizer", "train", "eval"}
 
 
 def test_tensorboard(finished: pathlib.Path):

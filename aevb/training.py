@@ -36,8 +36,12 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of each leaf."""
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+    """The first device's copy of each leaf.
+
+    Read from that device alone: `leaf[0]` would be a program with an all-reduce on every device, one for each leaf, and
+    so many of them at once deadlock on CPU devices.
+    """
+    return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
 
 
 def make_train_steps(
@@ -120,7 +124,7 @@ def train(
         num = min(steps_per_call - step % steps_per_call, num_steps - step)
         state, metrics = train_steps(state, resident, split_over(len(devices), feed.steps(step, num)))
         # Waiting here also keeps the devices from running apart: unsynchronised CPU devices deadlock.
-        metrics = {name: np.asarray(values[0]) for name, values in metrics.items()}
+        metrics = jax.tree.map(np.asarray, unreplicate(metrics))
         _check_finite(metrics, step)
         _check_chains(metrics, step)
         step += num

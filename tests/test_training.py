@@ -292,9 +292,9 @@ def test_fit_uses_one_key_for_each_purpose(monkeypatch):
         used.append(key)
         return InMemory(split, batch_size, key)
 
-    def preprocess(name, static_key):
+    def prepare(split, binarization, static_key):
         used.append(static_key)
-        return make_preprocess(name, static_key)
+        return split, make_preprocess(binarization, static_key)
 
     learner = recorder(lambda params, batch, key, axis_name: (params, {}))
 
@@ -303,7 +303,7 @@ def test_fit_uses_one_key_for_each_purpose(monkeypatch):
         return recorder_state(jnp.float32(0)).replace(key=key)
 
     monkeypatch.setattr(training, "InMemory", feed)
-    monkeypatch.setattr(training, "make_preprocess", preprocess)
+    monkeypatch.setattr(training, "prepare", prepare)
     for seed in (0, 1):
         training.fit(Learner(init, learner.update), BINARY, num_steps=1, batch_size=8, seed=seed)
         used.append(jax.random.key(seed))

@@ -102,6 +102,7 @@ def run_of(study: Study, learner: str, training_points: float, seed: int) -> Run
                 f"--config.train.num_epochs={training_points / study.num_train!r}",
                 "--config.train.log_every_steps=500",
                 "--config.train.eval_growth=0",
+                "--config.eval.curve_examples=1000",
                 f"--config.seed={seed}",
             ),
         )

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from aevb import bounds, data, training
 from aevb.checkpoints import Checkpoints
 from aevb.errors import InputError, NonFiniteError
-from aevb.inference.annealed_importance import annealed_importance_estimate
+from aevb.inference.annealed_importance import AISEstimate, annealed_importance_estimate
 from aevb.inference.diagnostics import active_units
 from aevb.inference.importance import importance_estimate
-from aevb.inference.marginal_likelihood import check_chains, hmc_estimate
+from aevb.inference.marginal_likelihood import HMCEstimate, check_chains, hmc_estimate
 from experiments import build, cli, report, workdir
 from experiments.build import Run
 
@@ -104,9 +104,9 @@ def importance(run: Run, num_samples: int) -> DatapointFn:
 def hmc(run: Run, num_samples: int) -> DatapointFn:
     """log p(x) by the estimator of appendix D."""
 
-    def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def one(params: Any, x: jax.Array, key: jax.Array) -> HMCEstimate:
         vae = run.model.bind({"params": params})
-        return hmc_estimate(key, x, vae.prior(), vae.decode, num_samples=num_samples)._asdict()
+        return hmc_estimate(key, x, vae.prior(), vae.decode, num_samples=num_samples)
 
     return one
 
@@ -114,9 +114,9 @@ def hmc(run: Run, num_samples: int) -> DatapointFn:
 def ais(run: Run, num_samples: int) -> DatapointFn:
     """log p(x) by annealed importance sampling, with so many chains."""
 
-    def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def one(params: Any, x: jax.Array, key: jax.Array) -> AISEstimate:
         vae = run.model.bind({"params": params})
-        return annealed_importance_estimate(key, x, vae.prior(), vae.decode, num_chains=num_samples)._asdict()
+        return annealed_importance_estimate(key, x, vae.prior(), vae.decode, num_chains=num_samples)
 
     return one
 
@@ -154,6 +154,9 @@ def evaluate(
         disable=not sys.stderr.isatty(),
     )
     each = training.collect(batches)
+    if estimator != "importance":
+        check_chains(each)
+        each = each._asdict()
     check_finite(each["log_marginal"], f"the evaluation of the {split_name} split")
     nll = -each["log_marginal"]
     mean_nll = float(nll.mean(dtype=np.float64))
@@ -206,10 +209,8 @@ def bound_numbers(run: Run, each: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def chain_numbers(each: dict[str, np.ndarray]) -> dict[str, Any]:
     """How the chains behind a marginal likelihood did."""
-    check_chains(each)
-    return {
-        name: float(each[name].mean()) for name in ("acceptance", "stderr", "effective_sample_size") if name in each
-    }
+    told = ("acceptance", "stderr", "effective_sample_size")
+    return {name: float(each[name].mean()) for name in told if name in each}
 
 
 def standard_error(values: np.ndarray) -> float:

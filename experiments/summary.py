@@ -95,7 +95,7 @@ def final_and_best(run: Run, final: tuple[Any, int], best: tuple[Any, int]) -> d
 
 def speed(run: Run, rows: list[dict[str, Any]]) -> dict[str, float | None]:
     """Seconds of training, over every start of the run, and the median rate of its calls, which no compiling slows."""
-    rows = [row for row in rows if row["split"] == "train"]
+    rows = [row for row in rows if "examples_per_second" in row]
     steps = np.diff([0, *(row["step"] for row in rows)])
     rates = [row["examples_per_second"] for row in rows]
     seconds = float((steps * run.batch_size / np.asarray(rates)).sum())

@@ -13,7 +13,7 @@ MCEM = ["--config.learner.name=mcem", "--config.eval.curve_measure=marginal", "-
 LEARNERS = {
     "wake_sleep": ["--config.learner.name=wake_sleep"],
     "full_vb": ["--config.learner.name=full_vb"],
-    "mcem": [*MCEM, "--config.eval.num_samples=10", "--config.eval.max_examples=50", "--config.eval.curve_examples=50"],
+    "mcem": [*MCEM, "--config.eval.num_samples=50", "--config.eval.max_examples=50", "--config.eval.curve_examples=50"],
 }
 
 

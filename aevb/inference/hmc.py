@@ -194,23 +194,23 @@ def sample(
 def anneal(
     key: jax.Array,
     u: jax.Array,
-    log_prior: LogDensity,
-    log_likelihood: LogDensity,
+    log_base: LogDensity,
+    log_ratio: LogDensity,
     betas: jax.Array,
     num_leapfrog: int,
     target_acceptance: float,
     step_size: ArrayLike,
 ) -> tuple[jax.Array, jax.Array]:
-    """Carry chains along `p(u) p(x | u)^beta`: at each beta resample them by their weights, then move them by HMC.
+    """Carry chains along `log_base + beta log_ratio`: at each beta resample them by their weights, then move by HMC.
 
     The resampling (systematic) takes chains out of modes that lose their mass as beta rises, which HMC alone never
-    leaves. The step size follows the mean acceptance; so this tunes and starts chains, and measures nothing.
+    leaves. The step size follows the mean acceptance, so this starts and tunes chains, and measures nothing.
 
     Args:
       key: consumed here.
       u: chains at `betas[0]`, `[chains, latent]`.
-      log_prior: log p(u), nats, on all of R^latent.
-      log_likelihood: log p(x | u), nats.
+      log_base: from one u to the log density at beta = 0, nats.
+      log_ratio: from one u to what beta = 1 adds to it, nats.
       betas: rising inverse temperatures, `[T + 1]`.
       num_leapfrog: steps of a transition.
       target_acceptance: in (0, 1).
@@ -225,9 +225,9 @@ def anneal(
         u, log_step_size = carry
         key, last_beta, beta = inputs
         resample_key, move_key = jax.random.split(key)
-        weights = jax.nn.softmax((beta - last_beta) * jax.vmap(log_likelihood)(u))
+        weights = jax.nn.softmax((beta - last_beta) * jax.vmap(log_ratio)(u))
         u = u[systematic(resample_key, weights, u.shape[0])]
-        moved = move(move_key, u, tempered(log_prior, log_likelihood, beta), jnp.exp(log_step_size), num_leapfrog)
+        moved = move(move_key, u, tempered(log_base, log_ratio, beta), jnp.exp(log_step_size), num_leapfrog)
         return (moved.z, adapt(log_step_size, moved.acceptance, target_acceptance, gain=1.0)), log_step_size
 
     keys = jax.random.split(key, len(betas) - 1)
@@ -242,6 +242,6 @@ def move(key: jax.Array, z: jax.Array, log_density: LogDensity, step_size: Array
     return jax.vmap(lambda key, z: transition(key, z, log_density, step_size, num_leapfrog))(keys, z)
 
 
-def tempered(log_prior: LogDensity, log_likelihood: LogDensity, beta: ArrayLike) -> LogDensity:
-    """`log p(u) + beta log p(x | u)`, the geometric path from prior to posterior."""
-    return lambda u: log_prior(u) + beta * log_likelihood(u)
+def tempered(log_base: LogDensity, log_ratio: LogDensity, beta: ArrayLike) -> LogDensity:
+    """`u -> log_base(u) + beta log_ratio(u)`: a density on the geometric path between two."""
+    return lambda u: log_base(u) + beta * log_ratio(u)

@@ -53,7 +53,7 @@ def learner(
     num_examples: int,
     bound: bounds.BoundFn = bounds.sgvb_b,
     num_samples: int = 1,
-    init_weight_scale: float = 0.1,
+    init_weight_scale: float = 0.03,
 ) -> Learner:
     """Maximise a lower bound on the marginal likelihood of the whole data set, log p(X), over q(z | x) and q(theta).
 
@@ -74,7 +74,8 @@ def learner(
       num_examples: N, the size of the training set.
       bound: `bounds.sgvb_b` or `bounds.sgvb_a`, of each datapoint given theta.
       num_samples: L, draws of z a datapoint.
-      init_weight_scale: sigma of every weight at the start, above 0. The prior's 1 would drown the signal.
+      init_weight_scale: sigma of every weight at the start, above 0. The prior's 1 would drown the signal, and from far
+        below its place sigma rises slowly, for its gradient is of the order 1/N.
 
     Returns:
       A `Learner` whose metrics are `elbo`, `log_likelihood`, `kl` (nats per datapoint, at the drawn weights),

@@ -332,9 +332,10 @@ def panel(axes: Axes, study: Study, calibrations: dict[str, Calibration]) -> Non
     """MAP's and full VB's calibration on one test split; on the diagonal, what is said is what happens."""
     axes.set_title(f"{TITLES.get(study.dataset, study.dataset)}, $N$ = {study.num_train:,}", fontsize=FONT, color=INK)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=(0, (4, 2)), label="calibrated")
+    style = {"marker": "o", "markersize": 3.5, "linewidth": 1.4, "clip_on": False}
     for (method, label), colour in zip(DRAWN.items(), (ORANGE, BLUE), strict=True):
         curve = calibrations[method]
-        axes.plot(curve.predicted, curve.observed, "o-", color=colour, markersize=3.5, linewidth=1.4, label=label)
+        axes.plot(curve.predicted, curve.observed, color=colour, label=label, **style)
     binary = "expected_calibration_error" in curve.numbers
     axes.set_xlabel("probability given to a 1" if binary else "level of the interval", fontsize=FONT, color=INK)
     axes.set_ylabel("share of pixels that are 1" if binary else "share of pixels inside", fontsize=FONT, color=INK)

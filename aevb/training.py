@@ -158,7 +158,7 @@ def _check_chains(metrics: dict[str, np.ndarray], first_step: int) -> None:
     if "acceptance" not in metrics:
         return
     means = {name: float(metrics[name].mean()) for name in ("acceptance", "divergent", "step_size")}
-    if means["acceptance"] < MIN_ACCEPTANCE or means["divergent"] > MAX_DIVERGENT:
+    if not (means["acceptance"] >= MIN_ACCEPTANCE and means["divergent"] <= MAX_DIVERGENT):  # so NaN is refused
         raise SamplingError(
             f"steps {first_step + 1} to {first_step + len(metrics['loss'])} accepted {means['acceptance']:.2%} of "
             f"their HMC proposals and {means['divergent']:.2%} diverged, with steps of {means['step_size']:.3g}: the "

@@ -54,20 +54,8 @@ def learner(
         chains = jax.vmap(prior.sample)(jax.random.split(start_key, num_examples))
         return {"optimizer": optimizer.init(params), "chains": chains, "log_step_size": jnp.log(FIRST_STEP_SIZE)}
 
-    def expect(params: dict, x: jax.Array, u: jax.Array, key: jax.Array, step_size: jax.Array) -> hmc.Transition:
-        vae = model.bind({"params": params})
-        log_density, _ = hmc.joint_log_density(x, vae.prior(), vae.decode)
-        return hmc.transition(key, u, log_density, step_size, num_leapfrog)
-
-    def log_joint(params: dict, x: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        vae = model.bind({"params": params})
-        prior = vae.prior()
-        z = hmc.unconstrained(prior)[1](u)
-        log_likelihood = bounds.log_likelihood(vae.decode(z), x)
-        return log_likelihood + prior.log_prob(z), log_likelihood
-
     def maximise(params: dict, x: jax.Array, u: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        joint, log_likelihood = jax.vmap(log_joint, in_axes=(None, 0, 0))(params, x, u)
+        joint, log_likelihood = jax.vmap(functools.partial(log_joint, model, params))(x, u)
         metrics = {"log_joint": joint.mean(), "log_likelihood": log_likelihood.mean()}
         return map_loss(joint, params, weight_prior_examples), metrics
 
@@ -78,7 +66,8 @@ def learner(
         step_size = jnp.exp(carried["log_step_size"])
         keys = example_keys(step_key, batch.index)
         u = carried["chains"].at[batch.example_id].get(mode="fill", fill_value=jnp.nan)
-        moved = jax.vmap(expect, in_axes=(None, 0, 0, 0, None))(state.params, batch.x, u, keys, step_size)
+        expect = functools.partial(move, model, state.params, step_size=step_size, num_leapfrog=num_leapfrog)
+        moved = jax.vmap(expect)(batch.x, u, keys)
 
         def m_step(carry: tuple, _: None) -> tuple[tuple, dict[str, jax.Array]]:
             params, opt_state = carry
@@ -94,12 +83,9 @@ def learner(
             "divergent": device_mean(moved.is_divergent.mean(), axis_name),
             "step_size": step_size,
         }
-        ids, chains = _gathered((batch.example_id, moved.z), axis_name)
-        # A batch across two epochs may hold an example twice, and a scatter leaves open which row wins.
-        first = (ids[:, None] == ids[None, :]).argmax(axis=1)
         opt_state = {
             "optimizer": opt_state,
-            "chains": carried["chains"].at[ids].set(chains[first]),
+            "chains": put_back(carried["chains"], batch.example_id, moved.z, axis_name),
             "log_step_size": hmc.adapt(carried["log_step_size"], acceptance, target_acceptance),
         }
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -110,8 +96,28 @@ def learner(
     return Learner(init, update, model.likelihood.support, has_encoder=False)
 
 
-def _gathered(tree: tuple, axis_name: str | None) -> tuple:
-    """The rows of all devices, in the order of the global batch, so that each device carries every chain."""
-    if axis_name is None:
-        return tree
-    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis_name, tiled=True), tree)
+def move(
+    model: models.VAE, params: dict, x: jax.Array, u: jax.Array, key: jax.Array, step_size: jax.Array, num_leapfrog: int
+) -> hmc.Transition:
+    """One HMC transition of the chain of x, which is at u `[latent]`, unconstrained."""
+    vae = model.bind({"params": params})
+    log_density, _ = hmc.joint_log_density(x, vae.prior(), vae.decode)
+    return hmc.transition(key, u, log_density, step_size, num_leapfrog)
+
+
+def log_joint(model: models.VAE, params: dict, x: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log p(x, z) and log p(x | z) in nats, at the z that u `[latent]` stands for."""
+    vae = model.bind({"params": params})
+    prior = vae.prior()
+    z = hmc.unconstrained(prior)[1](u)
+    log_likelihood = bounds.log_likelihood(vae.decode(z), x)
+    return log_likelihood + prior.log_prob(z), log_likelihood
+
+
+def put_back(chains: jax.Array, ids: jax.Array, moved: jax.Array, axis_name: str | None) -> jax.Array:
+    """All chains `[N, latent]` with those of the whole batch where they moved to, the same on each device."""
+    if axis_name is not None:
+        ids, moved = (jax.lax.all_gather(leaf, axis_name, tiled=True) for leaf in (ids, moved))
+    # A batch across two epochs may hold an example twice, and a scatter leaves open which row wins.
+    first = (ids[:, None] == ids[None, :]).argmax(axis=1)
+    return chains.at[ids].set(moved[first])

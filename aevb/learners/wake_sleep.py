@@ -51,7 +51,7 @@ def learner(
             z_key, x_key = jax.random.split(key)
             asleep = model.bind({"params": jax.lax.stop_gradient(params)})
             z = asleep.prior().sample(z_key)
-            x = jax.lax.stop_gradient(asleep.decode(z).sample(x_key))
+            x = asleep.decode(z).sample(x_key)
             return model.bind({"params": params}).encode(x).log_prob(z)
 
         if num_samples == 1:  # as in bounds.draw

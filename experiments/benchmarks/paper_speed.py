@@ -40,7 +40,7 @@ def made_up_run(learner: str) -> build.Run:
 
 
 def calls(run: build.Run, num: int) -> Iterator[float]:
-    """Examples a second of each of `num` calls, after one that compiles and lets the chains settle."""
+    """Examples a second of each of `num` calls of a run, after one that compiles and lets chains settle."""
     steps = training.train(
         run.learner,
         run.init_state(),

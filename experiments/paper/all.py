@@ -9,42 +9,27 @@ on all devices; runs side by side, which is the default, take less.
 
 import subprocess
 import sys
-import time
 
 from absl import flags
 
-from aevb import training
 from aevb.errors import InputError
 from experiments import build, cli, settings
-from experiments.paper import fig2, fig3, fig4, fig5, runs
+from experiments.benchmarks.paper_speed import calls
+from experiments.paper import fig2, fig3, fig4, fig5, full_vb, runs
 
 FIGURES = {"fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5}
 STUDY_POINTS = 1e6  # of the runs of full variational Bayes
 # Training points of every run, at most: a figure's own number where that is smaller.
 SCALES = {"smoke": 2e4, "short": 1e7, "full": 1e8}
 OVERHEAD = 30.0  # seconds a run: start, compiling, the evaluation and the pictures at its end
-CALLS, STEPS = 3, 100  # measured, after one call that compiles
+STUDY_OVERHEAD = 60.0  # seconds a run of full_vb: its predictions are averaged over draws of the weights
+CALLS = 2  # measured, after one that compiles
 
 
 def rate(job: runs.Job) -> float:
     """Examples a second of one run alone, the best of a few calls."""
     config, *overrides = job.arguments(1e5, seed=0)
-    run = build.build(settings.load(config.partition("=")[2], overrides))
-    steps = training.train(
-        run.learner,
-        run.init_state(),
-        run.feed,
-        run.preprocess["train"],
-        num_steps=(CALLS + 1) * STEPS,
-        steps_per_call=STEPS,
-    )
-    next(steps)
-    seconds = []
-    for _ in range(CALLS):
-        started = time.perf_counter()
-        next(steps)
-        seconds.append(time.perf_counter() - started)
-    return STEPS * run.batch_size / min(seconds)
+    return max(calls(build.build(settings.load(config.partition("=")[2], overrides)), CALLS))
 
 
 def costs(points: dict[str, float]) -> list[str]:
@@ -63,8 +48,15 @@ def costs(points: dict[str, float]) -> list[str]:
             seconds += missing / rates[kind] + OVERHEAD
             counted[job.name(0)] = points[name]
             new += 1
-        lines.append(f"{name}: {new} runs of {points[name]:.0e} training points, about {seconds / 3600:.1f} hours")
-    return lines
+        lines.append(line(name, new, points[name], seconds))
+    studied = [full_vb.run_of(study, name, 1e5, 0) for study in full_vb.STUDIES for name in ("aevb", "full_vb")]
+    study_points = min(STUDY_POINTS, *points.values())
+    seconds = sum(study_points / max(calls(run, CALLS)) + STUDY_OVERHEAD for run in studied)
+    return [*lines, line("full_vb", len(studied), study_points, seconds), "gradients: about a minute"]
+
+
+def line(name: str, num_runs: int, points: float, seconds: float) -> str:
+    return f"{name}: {num_runs} runs of {points:.0e} training points, about {seconds / 3600:.1f} hours"
 
 
 def commands(points: dict[str, float]) -> list[list[str]]:
@@ -73,8 +65,8 @@ def commands(points: dict[str, float]) -> list[list[str]]:
     common.append(f"--seed={flags.FLAGS.seed}")
     jobs = [f"--jobs={flags.FLAGS.jobs}"] if flags.FLAGS.jobs else []
     figures = [[f"experiments.paper.{name}", *common, *jobs, f"--training_points={points[name]:g}"] for name in FIGURES]
-    full_vb = f"--training_points={min(STUDY_POINTS, *points.values()):g}"
-    return [*figures, ["experiments.paper.full_vb", *common, full_vb], ["experiments.paper.gradients", *common[1:]]]
+    study = f"--training_points={min(STUDY_POINTS, *points.values()):g}"
+    return [*figures, ["experiments.paper.full_vb", *common, study], ["experiments.paper.gradients", *common[1:]]]
 
 
 def main(argv: list[str]) -> None:

@@ -105,10 +105,11 @@ def test_only_names_runs(given):
 def test_costs_count_a_shared_run_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(everything, "rate", lambda job: 1e4)
     monkeypatch.setattr(everything, "OVERHEAD", 0.0)
+    monkeypatch.setattr(everything.full_vb, "STUDIES", ())
     lines = everything.costs({"fig2": 1e7, "fig3": 1e6, "fig4": 1e7, "fig5": 1e7})
     # 18 runs of 1e7 at 1e4 a second are 5 hours, figure 3's 6 of 1e6 are 10 minutes; one manifold is figure 2's, and of
     # the samples two are figure 2's and one is a manifold's.
-    hours = [(line.split(":")[0], line.split()[1], line.split()[-2]) for line in lines]
+    hours = [(line.split(":")[0], line.split()[1], line.split()[-2]) for line in lines[:4]]
     assert hours == [("fig2", "18", "5.0"), ("fig3", "6", "0.2"), ("fig4", "1", "0.3"), ("fig5", "0", "0.0")]
 
 

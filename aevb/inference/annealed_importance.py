@@ -78,9 +78,10 @@ def annealed_importance_estimate(
 
     def anneal(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
         u, log_weights = carry
-        key, last_beta, beta, step_size = inputs
+        keys, last_beta, beta, step_size = inputs
         log_weights += (beta - last_beta) * jax.vmap(log_likelihood)(u)
-        moved = hmc.move(key, u, hmc.tempered(prior.log_prob, log_likelihood, beta), step_size, num_leapfrog)
+        log_density = hmc.tempered(prior.log_prob, log_likelihood, beta)
+        moved = jax.vmap(lambda key, u: hmc.transition(key, u, log_density, step_size, num_leapfrog))(keys, u)
         return (moved.z, log_weights), (moved.acceptance.mean(), moved.is_divergent.sum())
 
     def draw(key: jax.Array, num: int) -> jax.Array:
@@ -93,7 +94,7 @@ def annealed_importance_estimate(
         tune_key, pilot, prior.log_prob, log_likelihood, betas, num_leapfrog, target_acceptance, pilot.std()
     )
     start = (draw(start_key, num_chains), jnp.zeros(num_chains))
-    steps = (jax.random.split(move_key, num_temperatures), betas[:-1], betas[1:], step_sizes[:-1])
+    steps = (jax.random.split(move_key, (num_temperatures, num_chains)), betas[:-1], betas[1:], step_sizes[:-1])
     (_, log_weights), (acceptance, divergent) = jax.lax.scan(anneal, start, steps)
     log_mean, stderr = log_mean_exp(log_weights[None], jnp.ones((1, num_chains), bool))
     return AISEstimate(

@@ -164,31 +164,22 @@ def sample(
     """
     from blackjax.mcmc import hmc
 
-    def step(key: jax.Array, states: tuple, log_step_size: jax.Array) -> tuple:
-        keys = jax.random.split(key, z0.shape[0])
-        return jax.vmap(lambda key, state: _step(key, state, log_density, jnp.exp(log_step_size), num_leapfrog))(
-            keys, states
-        )
-
-    def burn_in(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
         states, log_step_size = carry
-        key, t = inputs
-        states, acceptance, _ = step(key, states, log_step_size)
-        return (states, adapt(log_step_size, acceptance, target_acceptance, t**-0.6)), None
+        keys, gain = inputs
+        states, acceptance, is_divergent = jax.vmap(
+            lambda key, state: _step(key, state, log_density, jnp.exp(log_step_size), num_leapfrog)
+        )(keys, states)
+        log_step_size = adapt(log_step_size, acceptance, target_acceptance, gain)
+        return (states, log_step_size), (states.position, states.logdensity, acceptance, is_divergent)
 
-    def keep(carry: tuple, key: jax.Array) -> tuple[tuple, tuple]:
-        states, log_step_size = carry
-        states, acceptance, is_divergent = step(key, states, log_step_size)
-        return (states, log_step_size), (states.position, states.logdensity, acceptance.mean(), is_divergent.sum())
-
-    burn_in_key, sample_key = jax.random.split(key)
     start = (jax.vmap(lambda z: hmc.init(z, log_density))(z0), jnp.log(step_size))
-    times = (jax.random.split(burn_in_key, num_burn_in), jnp.arange(1.0, num_burn_in + 1))
-    carry, _ = jax.lax.scan(burn_in, start, times)
-    carry, (z, log_densities, acceptance, divergent) = jax.lax.scan(
-        keep, carry, jax.random.split(sample_key, num_samples)
-    )
-    return Chain(z, log_densities, acceptance.mean(), jnp.exp(carry[1]), divergent.sum())
+    time = jnp.arange(1, num_burn_in + num_samples + 1)
+    gains = jnp.where(time <= num_burn_in, time**-0.6, 0.0)
+    keys = jax.random.split(key, (num_burn_in + num_samples, len(z0)))
+    (_, log_step_size), made = jax.lax.scan(step, start, (keys, gains))
+    z, log_densities, acceptance, is_divergent = jax.tree.map(lambda leaf: leaf[num_burn_in:], made)
+    return Chain(z, log_densities, acceptance.mean(), jnp.exp(log_step_size), is_divergent.sum())
 
 
 def anneal(
@@ -223,23 +214,19 @@ def anneal(
 
     def one(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
         u, log_step_size = carry
-        key, last_beta, beta = inputs
-        resample_key, move_key = jax.random.split(key)
+        keys, last_beta, beta = inputs
         weights = jax.nn.softmax((beta - last_beta) * jax.vmap(log_ratio)(u))
-        u = u[systematic(resample_key, weights, u.shape[0])]
-        moved = move(move_key, u, tempered(log_base, log_ratio, beta), jnp.exp(log_step_size), num_leapfrog)
+        u = u[systematic(keys[0], weights, len(u))]
+        log_density = tempered(log_base, log_ratio, beta)
+        moved = jax.vmap(lambda key, u: transition(key, u, log_density, jnp.exp(log_step_size), num_leapfrog))(
+            keys[1:], u
+        )
         return (moved.z, adapt(log_step_size, moved.acceptance, target_acceptance, gain=1.0)), log_step_size
 
-    keys = jax.random.split(key, len(betas) - 1)
+    keys = jax.random.split(key, (len(betas) - 1, 1 + len(u)))
     start = (u, jnp.log(step_size))
     (u, last), log_step_sizes = jax.lax.scan(one, start, (keys, betas[:-1], betas[1:]))
     return u, jnp.exp(jnp.append(log_step_sizes, last))
-
-
-def move(key: jax.Array, z: jax.Array, log_density: LogDensity, step_size: ArrayLike, num_leapfrog: int) -> Transition:
-    """A transition of each chain of z `[chains, latent]`, with one step size."""
-    keys = jax.random.split(key, z.shape[0])
-    return jax.vmap(lambda key, z: transition(key, z, log_density, step_size, num_leapfrog))(keys, z)
 
 
 def tempered(log_base: LogDensity, log_ratio: LogDensity, beta: ArrayLike) -> LogDensity:

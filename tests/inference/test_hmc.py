@@ -1,0 +1,167 @@
+"""HMC against posteriors that are known: Gaussians, a conjugate gamma, and two modes of known mass.
+
+Chains are independent, so the spread of their averages is the standard error; tolerances are 4 of it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import linear_gaussian as lg
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from aevb.inference import hmc
+
+NUM_CHAINS = 300
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(log_density, z0, step_size=0.3):
+    return hmc.sample(jax.random.key(1), z0, log_density, 30, 100, 4, step_size=step_size)
+
+
+def starts(dim):
+    return 2 * jax.random.normal(jax.random.key(2), (NUM_CHAINS, dim))
+
+
+def check_moments(z, mean, covariance, precision):
+    """Mean and covariance of draws `[draws, chains, latent]`, each known to `precision` standard deviations at least."""
+    z = np.asarray(z, np.float64)
+    deviations = z - mean
+    first = deviations.mean(0)
+    second = np.einsum("tci,tcj->cij", deviations, deviations) / len(z) - covariance
+    scale = np.sqrt(np.diag(covariance))
+    for error, unit in ((first, scale), (second, scale[:, None] * scale)):
+        stderr = error.std(0, ddof=1) / np.sqrt(NUM_CHAINS)
+        assert (stderr < precision * unit).all()
+        assert (np.abs(error.mean(0)) < 4 * stderr).all()
+
+
+def test_a_correlated_gaussian():
+    mean = np.array([1.0, -2.0, 0.5])
+    covariance = np.array([[1.0, 0.6, -0.3], [0.6, 0.5, 0.0], [-0.3, 0.0, 0.8]])
+    precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
+    chain = run(lambda z: -0.5 * (z - mean) @ precision @ (z - mean), starts(3))
+    check_moments(chain.z, mean, covariance, 0.03)
+    assert chain.num_divergent == 0
+    # Burn-in tuned to 0.9 and left the step size alone afterwards.
+    assert abs(chain.acceptance - 0.9) < 0.02
+    deviations = np.asarray(chain.z) - mean
+    np.testing.assert_allclose(
+        chain.log_density, -0.5 * np.einsum("tci,ij,tcj->tc", deviations, precision, deviations), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_posterior_of_a_linear_gaussian_model_from_any_first_step_size():
+    vae = lg.MODEL.bind({"params": lg.params()})
+    log_density, _ = hmc.joint_log_density(jnp.asarray(lg.X, jnp.float32), vae.prior(), vae.decode)
+    chains = [run(log_density, starts(2), step_size) for step_size in (0.2, 5.0)]
+    for chain in chains:
+        check_moments(chain.z, lg.posterior_mean(), np.diag(lg.POSTERIOR_SCALE**2), 0.03)
+        assert abs(chain.acceptance - 0.9) < 0.02
+    np.testing.assert_allclose(chains[0].step_size, chains[1].step_size, rtol=0.15)
+
+
+def test_a_positive_latent_has_its_jacobian():
+    # Gamma(a, b) prior and Poisson counts: the posterior is Gamma(a + sum x, b + n). Without the Jacobian it would be
+    # Gamma(a - 1 + sum x, b + n), 0.4 standard deviations off.
+    counts = jnp.array([1.0, 0.0, 2.0, 1.0])
+    prior = dist.Gamma(jnp.full(1, 2.0), jnp.full(1, 1.5)).to_event(1)
+
+    def decode(z):
+        return dist.Poisson(jnp.broadcast_to(z, (4,))).to_event(1)
+
+    log_density, transform = hmc.joint_log_density(counts, prior, decode)
+    z = jax.jit(transform)(run(log_density, starts(1)).z)
+    assert (z > 0).all()
+    check_moments(z, np.array([6 / 5.5]), np.array([[6 / 5.5**2]]), 0.03)
+
+
+def test_a_transition_takes_one_gradient_and_one_a_leapfrog_step():
+    calls = []
+
+    def log_density(z):
+        jax.debug.callback(lambda: calls.append(None))
+        return -0.5 * (z**2).sum()
+
+    moved = jax.jit(lambda key: hmc.transition(key, jnp.ones(2), log_density, 0.3, 7))(jax.random.key(0))
+    jax.block_until_ready(moved)
+    jax.effects_barrier()
+    assert len(calls) == 1 + 7
+
+
+@pytest.mark.parametrize("outside", [jnp.nan, -jnp.inf])
+def test_a_proposal_off_the_reals_is_rejected_and_counts_as_divergent(outside):
+    def log_density(z):
+        return jnp.where(jnp.abs(z[0]) < 1, -0.5 * z[0] ** 2, outside)
+
+    start = jnp.array([0.5])
+    moved = jax.jit(lambda key: hmc.transition(key, start, log_density, 1e3, 2))(jax.random.key(0))
+    np.testing.assert_array_equal(moved.z, start)
+    assert moved.acceptance == 0
+    assert moved.is_divergent
+
+
+def test_adapt_moves_the_log_step_by_the_gain_times_what_is_lacking():
+    step = jnp.log(0.2)
+    np.testing.assert_allclose(hmc.adapt(step, jnp.array([1.0, 0.9, 0.8]), 0.9, 0.5), step, atol=1e-6)
+    np.testing.assert_allclose(hmc.adapt(step, jnp.array(1.0), 0.9, 0.5), step + 0.05, rtol=1e-6)
+    np.testing.assert_allclose(hmc.adapt(step, jnp.array([jnp.nan, 1.0]), 0.9, 0.5), step - 0.2, rtol=1e-6)
+    np.testing.assert_allclose(hmc.adapt(step, jnp.array([jnp.inf]), 0.9, 1.0), step - 0.9, rtol=1e-6)
+
+
+PRIORS = [
+    dist.Gamma(2.0, 1.5),
+    dist.LogNormal(0.3, 0.8),
+    dist.Beta(2.0, 3.0),
+    dist.Kumaraswamy(1.5, 2.5),
+    dist.Uniform(-1.0, 2.0),
+]
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: type(prior).__name__)
+def test_an_unconstrained_prior_is_a_density_of_the_same_z(prior):
+    prior = prior.expand([1]).to_event(1)
+    unconstrained, transform = hmc.unconstrained(prior)
+    u = np.linspace(-30, 30, 6001, dtype=np.float32)[:, None]
+    z, log_prob = jax.jit(lambda u: (jax.vmap(transform)(u), jax.vmap(unconstrained.log_prob)(u)))(u)
+    density = np.exp(np.asarray(log_prob, np.float64))
+    np.testing.assert_allclose(np.trapezoid(density, u[:, 0]), 1, rtol=1e-4)
+    np.testing.assert_allclose(np.trapezoid(density * np.asarray(z)[:, 0], u[:, 0]), prior.mean[0], rtol=1e-3)
+    key = jax.random.key(3)
+    np.testing.assert_allclose(transform(unconstrained.sample(key)), prior.sample(key), rtol=1e-5)
+
+
+def test_a_prior_over_the_reals_is_left_as_it_is():
+    prior = lg.MODEL.bind({"params": lg.params()}).prior()
+    unconstrained, transform = hmc.unconstrained(prior)
+    assert unconstrained is prior
+    z = jnp.arange(2.0)
+    assert transform(z) is z
+
+
+def test_annealing_shares_chains_out_over_modes_by_mass():
+    # Modes at -2 and 2 with 0.8 and 0.2 of the mass, and prior draws in even halves on either side: HMC never crosses.
+    def log_likelihood(z):
+        return jnp.logaddexp(
+            jnp.log(0.8) + dist.Normal(-2.0, 0.1).log_prob(z[0]), jnp.log(0.2) + dist.Normal(2.0, 0.1).log_prob(z[0])
+        )
+
+    prior = dist.Normal(jnp.zeros(1), 1.0).to_event(1)
+
+    def one(key):
+        start_key, key = jax.random.split(key)
+        u = jax.random.normal(start_key, (20, 1))
+        betas = 1e-3 ** jnp.linspace(1.0, 0.0, 21)
+        u, step_sizes = hmc.anneal(key, u, prior.log_prob, log_likelihood, betas, 3, 0.9, 0.5)
+        return (u < 0).mean(), jnp.abs(jnp.abs(u) - 2).mean(), step_sizes
+
+    left, distance, step_sizes = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(4), 200))
+    stderr = left.std(ddof=1) / np.sqrt(200)
+    assert stderr < 0.025
+    assert abs(left.mean() - 0.8) < 4 * stderr
+    np.testing.assert_allclose(distance.mean(), 0.1 * np.sqrt(2 / np.pi), rtol=0.1)
+    assert step_sizes.shape == (200, 21)
+    assert (step_sizes[:, -1] < 0.3).all()  # the target narrowed tenfold, and the steps followed

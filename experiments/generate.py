@@ -43,7 +43,7 @@ class Artist:
         """The inverse CDF of each dimension of the prior at u `[num]` in (0, 1), `[num, latent]`."""
         prior = self.run.model.bind({"params": self.params}).prior()
         u = np.broadcast_to(u[:, None], (len(u), self.run.model.latent_dim))
-        return np.asarray(prior.base_dist.icdf(jnp.asarray(u, jnp.float32)))
+        return np.asarray(jax.vmap(prior.base_dist.icdf)(jnp.asarray(u, jnp.float32)))
 
     def encode(self, num: int) -> Arrays:
         """The first `num` datapoints with the mean and KL per dimension of their posteriors."""

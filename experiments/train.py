@@ -76,14 +76,14 @@ class Journal:
         for name, value in row.items():
             if name not in ("step", "split"):
                 self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
-        shown = [f"{name.replace('_', '-')} {row[name]:.2f}" for name in SHOWN if name in row]
-        if "examples_per_second" in row:
-            shown.append(f"{row['examples_per_second']:,.0f} examples/s")
+        first, *rest = [f"{name.replace('_', '-')} {row[name]:.2f}" for name in SHOWN if name in row]
+        rate = f", {row['examples_per_second']:,.0f} examples/s" if "examples_per_second" in row else ""
         if self.bar is None:
-            print(f"step {row['step']}/{self.num_steps} {row['split']}: {', '.join(shown)}", flush=True)
+            parts = f" ({', '.join(rest)})" if rest else ""
+            print(f"step {row['step']}/{self.num_steps} {row['split']}: {first} nats{parts}{rate}", flush=True)
         else:
-            if row["split"] == "train":
-                self.bar.set_postfix_str(f"{shown[0]}, {shown[-1]}")
+            if rate:
+                self.bar.set_postfix_str(f"{first} nats{rate}")
             self.bar.update(row["step"] - self.bar.n)
 
     def close(self) -> None:

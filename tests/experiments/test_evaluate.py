@@ -18,6 +18,7 @@ KEYS = {
     "elbo", "nll", "nll_stderr", "bits_per_dim", "num_samples", "num_examples", "split", "binarization",
     "effective_sample_size", "active_units", "kl_per_dim", "elbo_stderr", "log_likelihood", "kl", "bound",
     "convention", "latent_dim", "density", "step", "checkpoint", "seed", "evaluate_seconds",
+    "estimator", "learner",
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def test_batch_size_changes_nothing():
 def test_first_examples():
     run = build.build(load("model.hidden=8"))
     params = training.replicate(run.init_state().params)
-    mapped = run.map_split(evaluate.datapoint_evaluation(run, 5), "test")
+    mapped = run.map_split(evaluate.importance(run, 5), "test")
     each = training.collect(mapped(params, run.split("test"), run.split_key("test")))
     first = evaluate.evaluate(run, params, "test", 5, max_examples=30)
     assert first["num_examples"] == 30

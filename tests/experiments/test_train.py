@@ -225,7 +225,7 @@ def test_not_finite(command, tmp_path: pathlib.Path):
 
 
 def test_row_that_is_not_finite(tmp_path: pathlib.Path):
-    journal = train.Journal(epath.Path(tmp_path), [], 10, 0, validates=True)
+    journal = train.Journal(epath.Path(tmp_path), [], 10, 0)
     with pytest.raises(NonFiniteError, match="step 5 has elbo nan"):
         journal.add({"step": 5, "split": "validation", "elbo": float("nan"), "kl": 1.0})
     journal.close()

@@ -64,8 +64,8 @@ def hmc_estimate(
     Chains start by annealing with resampling, so that they share out the modes by mass. Where none finds a mode, its
     share f of the mass is missing, and the estimate lower by -log(1 - f).
 
-    For 1000 MNIST test images and a trained decoder 3-100-784 the mean error against long chains was 0.006 +- 0.009 nats,
-    and 0.28 an image, of which 0.27 is reported; for 400 images and 2-100-784 against quadrature -0.002 +- 0.014.
+    For 1000 MNIST test images and a trained decoder 3-100-784 the mean error against long chains was 0.006 +- 0.009
+    nats, and 0.28 an image, of which 0.27 is reported; for 400 and 2-100-784 against quadrature -0.002 +- 0.014.
 
     Args:
       key: consumed here.

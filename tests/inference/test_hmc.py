@@ -11,13 +11,14 @@ import linear_gaussian as lg
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from quick_jit import quick_jit
 
 from aevb.inference import hmc
 
 NUM_CHAINS = 300
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def run(log_density, z0, step_size=0.3):
     return hmc.sample(jax.random.key(1), z0, log_density, 30, 100, 4, step_size=step_size)
 
@@ -86,7 +87,7 @@ def test_a_transition_takes_one_gradient_and_one_a_leapfrog_step():
         jax.debug.callback(lambda: calls.append(None))
         return -0.5 * (z**2).sum()
 
-    moved = jax.jit(lambda key: hmc.transition(key, jnp.ones(2), log_density, 0.3, 7))(jax.random.key(0))
+    moved = quick_jit(lambda key: hmc.transition(key, jnp.ones(2), log_density, 0.3, 7))(jax.random.key(0))
     jax.block_until_ready(moved)
     jax.effects_barrier()
     assert len(calls) == 1 + 7
@@ -98,7 +99,7 @@ def test_a_proposal_off_the_reals_is_rejected_and_counts_as_divergent(outside):
         return jnp.where(jnp.abs(z[0]) < 1, -0.5 * z[0] ** 2, outside)
 
     start = jnp.array([0.5])
-    moved = jax.jit(lambda key: hmc.transition(key, start, log_density, 1e3, 2))(jax.random.key(0))
+    moved = quick_jit(lambda key: hmc.transition(key, start, log_density, 1e3, 2))(jax.random.key(0))
     np.testing.assert_array_equal(moved.z, start)
     assert moved.acceptance == 0
     assert moved.is_divergent
@@ -127,7 +128,7 @@ def test_an_unconstrained_prior_is_a_density_of_the_same_z(name):
     prior = PRIORS[name].to_event(1)
     unconstrained, transform = hmc.unconstrained(prior)
     u = np.linspace(-30, 30, 6001, dtype=np.float32)[:, None]
-    z, log_prob = jax.jit(lambda u: (jax.vmap(transform)(u), jax.vmap(unconstrained.log_prob)(u)))(u)
+    z, log_prob = quick_jit(lambda u: (jax.vmap(transform)(u), jax.vmap(unconstrained.log_prob)(u)))(u)
     density = np.exp(np.asarray(log_prob, np.float64))
     np.testing.assert_allclose(np.trapezoid(density, u[:, 0]), 1, rtol=1e-4)
     np.testing.assert_allclose(np.trapezoid(density * np.asarray(z)[:, 0], u[:, 0]), prior.mean[0], rtol=1e-3)
@@ -159,7 +160,7 @@ def test_annealing_shares_chains_out_over_modes_by_mass():
         u, step_sizes = hmc.anneal(key, u, prior.log_prob, log_likelihood, betas, 3, 0.9, 0.5)
         return (u < 0).mean(), jnp.abs(jnp.abs(u) - 2).mean(), step_sizes
 
-    left, distance, step_sizes = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(4), 200))
+    left, distance, step_sizes = quick_jit(jax.vmap(one))(jax.random.split(jax.random.key(4), 200))
     stderr = left.std(ddof=1) / np.sqrt(200)
     assert stderr < 0.025
     assert abs(left.mean() - 0.8) < 4 * stderr

@@ -303,11 +303,12 @@ def main(argv: list[str]) -> None:
         print(end)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    print(describe(run), flush=True)
-    workdir.sweep(folder)
-    workdir.write_json(folder / "config.json", run.config.to_dict())
-    (folder / "summary.json").unlink(missing_ok=True)  # of a shorter run that now goes on
-    summary.finish(run, folder, *train(run, folder), started=_STARTED)
+    with workdir.claim(folder):
+        print(describe(run), flush=True)
+        workdir.sweep(folder)
+        workdir.write_json(folder / "config.json", run.config.to_dict())
+        (folder / "summary.json").unlink(missing_ok=True)  # of a shorter run that now goes on
+        summary.finish(run, folder, *train(run, folder), started=_STARTED)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The files of a run: written whole or not at all, read back by evaluate, generate and report."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,30 @@ def _write(path: epath.Path, write: Callable[[epath.Path], object]) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def claim(workdir: epath.Path) -> Iterator[None]:
+    """Hold the folder of a run for this process alone; the system frees it when the process ends, however it ends.
+
+    Folders of cloud storage cannot be held.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    if "://" in os.fspath(workdir):
+        yield
+        return
+    held = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another process is training in {workdir}: wait for it or choose another --workdir"
+            raise InputError(message) from None
+        yield
+    finally:
+        os.close(held)
 
 
 def sweep(workdir: epath.Path) -> None:

@@ -7,7 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from conftest import CONFIG, SMALL
+from etils import epath
 from PIL import Image
+
+from experiments import workdir
 
 ARRAYS = CONFIG + ":arrays"
 
@@ -125,6 +128,14 @@ def test_another_run_in_the_folder(command, finished: pathlib.Path, case: str):
     before = snapshot(finished)
     refused(command, "train", *SMALL, f"--workdir={finished}", *args, words=words)
     assert snapshot(finished) == before
+
+
+def test_another_process_in_the_folder(command, tmp_path: pathlib.Path):
+    with workdir.claim(epath.Path(tmp_path)):
+        refused(command, "train", *SMALL, f"--workdir={tmp_path}", words=[str(tmp_path), "another process"])
+    assert list(tmp_path.iterdir()) == []
+    with workdir.claim(epath.Path(tmp_path)):  # it was given back
+        pass
 
 
 def test_folder_of_something_else(command, tmp_path: pathlib.Path):

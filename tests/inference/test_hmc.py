@@ -65,6 +65,14 @@ def test_the_posterior_of_a_linear_gaussian_model_from_any_first_step_size():
     np.testing.assert_allclose(chains[0].step_size, chains[1].step_size, rtol=0.15)
 
 
+def test_the_step_size_is_tuned_in_burn_in_only():
+    def step_size(num_samples):
+        sample = quick_jit(lambda z0: hmc.sample(jax.random.key(1), z0, lambda z: -8 * (z @ z), num_samples, 3, 2))
+        return sample(starts(1)).step_size
+
+    np.testing.assert_allclose(step_size(1), step_size(20), rtol=1e-6)
+
+
 def test_a_positive_latent_has_its_jacobian():
     # Gamma(a, b) prior and Poisson counts: the posterior is Gamma(a + sum x, b + n). Without the Jacobian it would be
     # Gamma(a - 1 + sum x, b + n), 0.4 standard deviations off.

@@ -50,6 +50,21 @@ def test_a_linear_gaussian_model():
     assert (abs(estimates.acceptance - 0.9) < 0.1).all()
 
 
+def test_five_dimensions():
+    rng = np.random.default_rng(0)
+    weights, scale = 0.6 * rng.normal(size=(30, 5)), 0.5
+    x = rng.normal(size=(100, 5)) @ weights.T + scale * rng.normal(size=(100, 30))
+    exact = stats.multivariate_normal(np.zeros(30), weights @ weights.T + scale**2 * np.eye(30)).logpdf(x)
+    prior = dist.Normal(jnp.zeros(5), jnp.ones(5)).to_event(1)
+
+    def decode(z):
+        return dist.Normal(jnp.float32(weights) @ z, scale).to_event(1)
+
+    keys = jax.random.split(jax.random.key(4), 100)
+    estimates = quick_jit(jax.vmap(lambda key, x: hmc_estimate(key, x, prior, decode)))(keys, jnp.float32(x))
+    check(estimates, exact, 0.45)
+
+
 @pytest.mark.parametrize("latent_dim", [2, 3])
 def test_a_bernoulli_decoder_by_quadrature_and_by_importance_sampling(latent_dim):
     decoder = sb.decoder(latent_dim)

@@ -47,6 +47,7 @@ _NOT_NEGATIVE = (
     "bound.kl_weight",
     "bound.kl_warmup_steps",
     "model.min_scale",
+    "optimizer.hold_steps",
     "optimizer.warmup_steps",
     "optimizer.decay_steps",
     "optimizer.weight_decay",

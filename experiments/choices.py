@@ -102,7 +102,7 @@ def fill_in(config: ConfigDict, num_steps: int) -> ConfigDict:
     """The config with what depends on the data written out, so that config.json says all there is to know."""
     config = ConfigDict(config)
     if config.optimizer.schedule == "cosine" and not config.optimizer.decay_steps:
-        config.optimizer.decay_steps = max(num_steps - config.optimizer.warmup_steps, 1)
+        config.optimizer.decay_steps = max(num_steps - config.optimizer.hold_steps - config.optimizer.warmup_steps, 1)
     return config
 
 
@@ -151,18 +151,20 @@ def make_optimizer(keys: ConfigDict) -> optax.GradientTransformation:
     make, reads = OPTIMIZERS[keys.name]
     options = {option: keys[key] for option, key in reads.items()}
     parts.append(optax.inject_hyperparams(make)(learning_rate=keys.learning_rate, **options))
-    if keys.schedule != "constant" or keys.warmup_steps:
+    if keys.schedule != "constant" or keys.hold_steps or keys.warmup_steps:
         parts.append(optax.scale_by_schedule(learning_rate_factor(keys)))
     return optax.chain(*parts)
 
 
 def learning_rate_factor(keys: ConfigDict) -> optax.Schedule:
-    """The factor of the learning rate at a step: a linear warm-up from 0, then the schedule from its start."""
-    schedule = SCHEDULES[keys.schedule](keys)
-    if not keys.warmup_steps:
-        return schedule
-    warmup = optax.linear_schedule(0.0, 1.0, keys.warmup_steps)
-    return optax.join_schedules([warmup, schedule], [keys.warmup_steps])
+    """The factor of the learning rate at a step: held at 0, a linear warm-up, then the schedule from its start."""
+    parts, ends = [], []
+    if keys.hold_steps:
+        parts, ends = [optax.constant_schedule(0.0)], [keys.hold_steps]
+    if keys.warmup_steps:
+        parts.append(optax.linear_schedule(0.0, 1.0, keys.warmup_steps))
+        ends.append(keys.hold_steps + keys.warmup_steps)
+    return optax.join_schedules([*parts, SCHEDULES[keys.schedule](keys)], ends)
 
 
 def learning_rate(keys: ConfigDict) -> optax.Schedule:

@@ -23,6 +23,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from aevb import training  # noqa: E402
@@ -168,7 +169,7 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
             step += len(metrics["loss"])
             journal.add(training_row(run, step, metrics, elapsed))
             at_end = step == run.num_steps
-            if at_end or evaluation_due(run, step):
+            if at_end or evaluation_due(keys, step):
                 for row in evaluate.curve_rows(run, evaluate.evaluated_params(replicated)):
                     journal.add({"step": step, "examples_seen": step * run.batch_size} | row)
                 scores = validation_scores(journal.rows)
@@ -227,9 +228,8 @@ def open_journal(run: Run, folder: epath.Path, step: int) -> Journal:
     return Journal(folder, rows, run.num_steps, step)
 
 
-def evaluation_due(run: Run, step: int) -> bool:
-    """Whether to evaluate after this step: every so many, and whenever they have grown by a factor."""
-    keys = run.config.train
+def evaluation_due(keys: ConfigDict, step: int) -> bool:
+    """Whether to evaluate after this step: every so many, and whenever they have grown by a factor (config.train)."""
     growth = keys.eval_growth
     if step % keys.eval_every_steps == 0 or not growth:
         return step % keys.eval_every_steps == 0

@@ -73,9 +73,10 @@ def optimizer() -> dict:
         "name": "adam",  # adam, adamw, adagrad, sgd
         "learning_rate": 1e-3,  # peak step size
         "schedule": "constant",  # constant, cosine, piecewise
-        "warmup_steps": 0,  # steps of linear rise from 0, before any schedule
+        "hold_steps": 0,  # first steps without an update, in which the optimizer only gathers its statistics
+        "warmup_steps": 0,  # steps of linear rise from 0, after the hold and before any schedule
         "decay_steps": 0,  # length of cosine in steps; 0 is the length of the run, written back
-        "boundaries": (),  # steps, counted from the end of the warm-up, at which piecewise multiplies the step size
+        "boundaries": (),  # steps from the end of hold and warm-up at which piecewise multiplies the step size
         "scales": (),  # by how much, one factor a boundary
         "weight_decay": 0.0,  # decoupled, of adamw
         "initial_accumulator": 0.1,  # what adagrad's sum of squared gradients starts at

@@ -15,7 +15,6 @@ DATASETS = {
     },
     "frey_face": {
         "data": {"validation_size": 0.0},
-        "optimizer": {"learning_rate": 0.01},
         "model": {"hidden": (200,), "likelihood": "gaussian", "sigmoid_mean": True, "min_scale": 0.001},
     },
 }
@@ -34,9 +33,9 @@ def get_config(argument: str = "mnist") -> ConfigDict:
     dataset, _, learner = argument.partition(",")
     config = base.get_config()
     config.dataset = dataset
-    config.model.init_scale = 0.1
+    config.model.init_scale = 0.01
     config.bound.weight_prior = True
-    config.optimizer.update({"name": "adagrad", "learning_rate": 0.02})
+    config.optimizer.update({"name": "adagrad", "learning_rate": 0.01, "initial_accumulator": 0.0, "hold_steps": 100})
     config.train.update({"num_epochs": 200.0, "eval_every_steps": 5000, "eval_growth": 1.2})
     config.train.update({"checkpoint_every_steps": 5000, "keep_checkpoints": 1})
     config.eval.update({"curve_split": "test", "num_samples": 100, "batch_size": 500})

@@ -3,19 +3,23 @@
     python -m experiments.paper.all --scale=smoke
 
 `smoke` shows that everything runs, `short` takes the curves to 1e7 training points, `full` as far as the paper's axes.
-Costs are from rates measured here before the start, a few calls of each kind of run, and hold for one run after another
-on all devices; runs side by side, which is the default, take less.
+Costs are from speeds measured here before the start, of training and of evaluating each kind of run, and hold for one
+run after another on all devices; runs side by side, which is the default, take less.
 """
 
 import subprocess
 import sys
+import time
 
 from absl import flags
+from ml_collections import ConfigDict
 
+from aevb import training
 from aevb.errors import InputError
-from experiments import build, cli, settings
+from experiments import build, cli, evaluate, settings
 from experiments.benchmarks.paper_speed import calls
 from experiments.paper import fig2, fig3, fig4, fig5, full_vb, runs
+from experiments.train import evaluation_due
 
 FIGURES = {"fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5}
 STUDY_POINTS = 1e6  # of the runs of full variational Bayes
@@ -26,26 +30,45 @@ STUDY_OVERHEAD = 60.0  # seconds a run of full_vb: its predictions are averaged 
 CALLS = 2  # measured, after one that compiles
 
 
-def rate(job: runs.Job) -> float:
-    """Examples a second of one run alone, the best of a few calls."""
-    config, *overrides = job.arguments(1e5, seed=0)
-    return max(calls(build.build(settings.load(config.partition("=")[2], overrides)), CALLS))
+def config_of(job: runs.Job, points: float) -> ConfigDict:
+    config, *overrides = job.arguments(points, seed=0)
+    return settings.load(config.partition("=")[2], overrides)
+
+
+def speeds(job: runs.Job) -> tuple[float, float]:
+    """Training's examples a second, the best of a few calls, and the seconds of one evaluation on a curve."""
+    run = build.build(config_of(job, 1e5))
+    rate = max(calls(run, CALLS))
+    params = training.replicate(run.init_state().params)
+    evaluate.curve_rows(run, params)  # compiles
+    started = time.perf_counter()
+    evaluate.curve_rows(run, params)
+    return rate, time.perf_counter() - started
+
+
+def job_seconds(job: runs.Job, done: float, points: float, rate: float, evaluation: float) -> float:
+    """Of a run alone from `done` training points to `points`."""
+    keys = config_of(job, points).train
+    first, last = (int(end / keys.batch_size / keys.log_every_steps) for end in (done, points))
+    looks = (keys.log_every_steps * call for call in range(first + 1, last + 1))
+    evaluations = sum(evaluation_due(keys, step) for step in looks)
+    return (points - done) / rate + evaluations * evaluation + OVERHEAD
 
 
 def costs(points: dict[str, float]) -> list[str]:
     """A line a figure: its runs that no figure before it has, their training points and the hours they take."""
-    rates: dict[tuple, float] = {}
+    measured: dict[tuple, tuple[float, float]] = {}
     counted: dict[str, float] = {}
     lines = []
     for name, figure in FIGURES.items():
         seconds, new = 0.0, 0
         for job in figure.jobs():
-            missing = points[name] - counted.get(job.name(0), 0.0)
-            if missing <= 0:
+            done = counted.get(job.name(0), 0.0)
+            if points[name] <= done:
                 continue
-            kind = (job.dataset, job.algorithm, job.overrides)
-            rates[kind] = rates.get(kind) or rate(job)
-            seconds += missing / rates[kind] + OVERHEAD
+            kind = (job.dataset, job.algorithm, job.overrides)  # runs of one kind are about as fast
+            measured[kind] = measured.get(kind) or speeds(job)
+            seconds += job_seconds(job, done, points[name], *measured[kind])
             counted[job.name(0)] = points[name]
             new += 1
         lines.append(line(name, new, points[name], seconds))

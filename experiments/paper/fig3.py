@@ -9,13 +9,13 @@ from experiments.paper.compare import compare
 
 TRAINING_POINTS = 6e7  # where the paper's axis ends
 # 100 hidden units, 3 latent variables; marginal likelihoods of the first 1000 points of train and test, at every
-# million training points, as often as the paper's curves have a point.
+# two million training points.
 MODEL = (
     "model.hidden=(100,)",
     "eval.curve_measure=marginal",
     "eval.curve_examples=1000",
     "eval.max_examples=1000",
-    "train.eval_every_steps=10000",
+    "train.eval_every_steps=20000",
     "train.eval_growth=0",
 )
 

@@ -83,7 +83,7 @@ class Effort:
     num_samples: int = 100
 
 
-MNIST = ("--config.model.hidden=(100,)", "--config.model.latent_dim=3")
+MNIST = ("--config.model.hidden=(100,)", "--config.model.latent_dim=3", "--config.data.binarization=static")
 STUDIES = (
     Study("mnist", 1000, MNIST),
     Study("mnist", 50000, MNIST),

@@ -4,8 +4,11 @@ A run has a folder of its own, so that the same command resumes what was stopped
 goes on where more training points are asked for. Figures share the runs they have in common.
 """
 
+import csv
 import dataclasses
+import functools
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -26,6 +29,7 @@ CONFIG = "experiments/configs/paper.py"
 # What `experiments.train` calls a data set and an algorithm of the paper, and how many examples it trains on.
 DATASETS = {"mnist": ("mnist", 50_000), "frey": ("frey_face", 1_572)}
 ALGORITHMS = {"aevb": "aevb", "wake-sleep": "wake_sleep", "mcem": "mcem"}
+STEP_SIZES = pathlib.Path(__file__).with_name("step_sizes.csv")  # see step_sizes.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Job:
       latent_dim: the size of z.
       train_size: train on the first so many examples; 0 is all of them.
       overrides: further `KEY=VALUE` of the config.
+      step_size: of Adagrad; None is the one that was chosen for this run in `step_sizes.csv`.
     """
 
     figure: str
@@ -48,12 +53,19 @@ class Job:
     latent_dim: int
     train_size: int = 0
     overrides: tuple[str, ...] = ()
+    step_size: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """What is trained on what."""
+        size = f"_n{self.train_size}" if self.train_size else ""
+        figure = "_fig3" if self.figure == "3" else ""
+        return f"{self.dataset}{size}{figure}_nz{self.latent_dim}_{ALGORITHMS[self.algorithm]}"
 
     def name(self, seed: int) -> str:
         """Of its folder."""
-        size = f"_n{self.train_size}" if self.train_size else ""
-        figure = "_fig3" if self.figure == "3" else ""
-        return f"{self.dataset}{size}{figure}_nz{self.latent_dim}_{ALGORITHMS[self.algorithm]}_seed{seed}"
+        trial = f"_step{self.step_size}" if self.step_size else ""
+        return f"{self.kind}{trial}_seed{seed}"
 
     def num_epochs(self, training_points: float) -> float:
         return training_points / (self.train_size or DATASETS[self.dataset][1])
@@ -63,6 +75,7 @@ class Job:
         overrides = {
             "seed": seed,
             "model.latent_dim": self.latent_dim,
+            "optimizer.learning_rate": self.step_size or chosen_step_sizes()[self.kind],
             "data.train_size": self.train_size,
             "train.num_epochs": self.num_epochs(training_points),
         }
@@ -72,6 +85,17 @@ class Job:
             *(f"--config.{key}={value}" for key, value in overrides.items()),
             *(f"--config.{override}" for override in self.overrides),
         ]
+
+
+@functools.cache
+def chosen_step_sizes() -> dict[str, float]:
+    """Adagrad's step size of each kind of run: the best on the training set after the first points."""
+    best: dict[str, tuple[float, float]] = {}
+    with STEP_SIZES.open() as file:
+        for row in csv.DictReader(file):
+            tried = (float(row["train_nats"] or "-inf"), float(row["step_size"]))
+            best[row["run"]] = max(best.get(row["run"], tried), tried)
+    return {run: step_size for run, (_, step_size) in best.items()}
 
 
 def define_flags(training_points: float) -> None:
@@ -104,12 +128,14 @@ def chosen(jobs: Sequence[Job]) -> list[Job]:
     return some
 
 
-def run(jobs: Sequence[Job]) -> None:
+def run(jobs: Sequence[Job], may_diverge: bool = False) -> None:
     """Bring every job to its number of training points, several side by side.
 
     Raises:
-      InputError: runs failed; the others are done. Names them and their logs.
+      InputError: runs failed; the others are done. Names them and their logs. Not so for runs that ended in numbers
+        that are not finite, where they may diverge.
     """
+    fine = (0, cli.PREEMPTED, cli.NON_FINITE) if may_diverge else (0, cli.PREEMPTED)
     root, points, seed = epath.Path(flags.FLAGS.workdir), flags.FLAGS.training_points, flags.FLAGS.seed
     root.mkdir(parents=True, exist_ok=True)
     places = SimpleQueue()
@@ -140,7 +166,7 @@ def run(jobs: Sequence[Job]) -> None:
         finally:
             places.put(place)
         print(f"{job.name(seed)}: exit code {code} after {time.perf_counter() - started:.0f} s", flush=True)
-        return None if code in (0, cli.PREEMPTED) else job.name(seed)
+        return None if code in fine else job.name(seed)
 
     with ThreadPoolExecutor(max_workers=places.qsize()) as pool:
         failed = [name for name in pool.map(work, jobs) if name]

@@ -233,10 +233,28 @@ def test_learning_rate():
     assert [rate(step) for step in (0, 1, 3, 6)] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-5])
 
 
+def test_adagrad_gathers_squares_before_it_moves():
+    keys = load("optimizer.name=adagrad", "optimizer.learning_rate=0.5", "optimizer.initial_accumulator=0").optimizer
+    keys.hold_steps = 3
+    optimizer, gradient = choices.make_optimizer(keys), np.array([2.0, -0.01])
+    state, updates = optimizer.init(np.zeros(2)), []
+    for _ in range(5):
+        update, state = optimizer.update(gradient, state)
+        updates.append(update)
+    np.testing.assert_array_equal(updates[:3], np.zeros((3, 2)))
+    # The sum of t equal squares: a step of 0.5 / sqrt(t) against the gradient's sign.
+    expected = [-0.5 / math.sqrt(t) * np.sign(gradient) for t in (4, 5)]
+    np.testing.assert_allclose(updates[3:], expected, rtol=1e-3)
+    assert [choices.learning_rate(keys)(step) for step in (0, 2, 3)] == [0.0, 0.0, 0.5]
+    keys.warmup_steps = 2
+    assert [choices.learning_rate(keys)(step) for step in (2, 3, 4, 5)] == [0.0, 0.0, 0.25, 0.5]
+
+
 def test_cosine_length_is_written_back():
-    run = build.build(load("optimizer.schedule=cosine", "optimizer.warmup_steps=100", "train.num_epochs=100"))
+    warmup = ("optimizer.warmup_steps=100", "optimizer.hold_steps=10")
+    run = build.build(load("optimizer.schedule=cosine", "train.num_epochs=100", *warmup))
     assert run.num_steps == math.ceil(100 * 1258 / 100)
-    assert run.config.optimizer.decay_steps == run.num_steps - 100
+    assert run.config.optimizer.decay_steps == run.num_steps - 110
 
 
 @pytest.mark.parametrize(

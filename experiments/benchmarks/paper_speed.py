@@ -20,7 +20,11 @@ from experiments.benchmarks.train_speed import images, matrix_products
 
 PIXELS, HIDDEN, LATENT = 784, 100, 3
 CONFIG = "experiments/configs/paper.py:mnist,"
-MODEL = [f"--config.model.latent_dim={LATENT}", f"--config.model.hidden={HIDDEN}"]
+MODEL = [
+    f"--config.model.latent_dim={LATENT}",
+    f"--config.model.hidden={HIDDEN}",
+    "--config.data.binarization=static",
+]
 STEPS = 200  # a call
 
 

@@ -10,7 +10,7 @@ from experiments.configs import base
 # What each data set changes; the reasons for what the paper leaves open are in experiments/paper/README.md.
 DATASETS = {
     "mnist": {
-        "data": {"binarization": "static", "validation_size": 10000.0},
+        "data": {"binarization": "grey", "validation_size": 10000.0},
         "model": {"hidden": (500,)},
     },
     "frey_face": {

@@ -11,6 +11,7 @@ TRAINING_POINTS = 6e7  # where the paper's axis ends
 # 100 hidden units, 3 latent variables; marginal likelihoods of the first 1000 points of train and test, at every
 # two million training points.
 MODEL = (
+    "data.binarization=static",  # a marginal likelihood is of a mass
     "model.hidden=(100,)",
     "eval.curve_measure=marginal",
     "eval.curve_examples=1000",

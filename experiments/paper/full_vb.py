@@ -2,7 +2,7 @@
 
     python -m experiments.paper.full_vb --training_points=1e6
 
-Both have the paper's protocol (experiments/configs/paper.py): MNIST, static binarization, 100 hidden units and 3
+Both have the protocol of experiments/configs/paper.py: MNIST, static binarization, 100 hidden units and 3
 latents, from 1,000 and from 50,000 images; Frey Face, 200 hidden units and 5 latents. There are three ways to predict:
 
 - `map`: AEVB with the prior N(0, I) on the weights, at the weights it found;

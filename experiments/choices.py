@@ -69,6 +69,7 @@ LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
     ),
 }
 WITHOUT_ENCODER = ("mcem",)  # learners that cannot be asked for a bound
+UPDATES_PER_STEP = {"mcem": "weight_updates"}  # of the weights, where a step has several: the key of config.learner
 
 
 def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
@@ -89,11 +90,13 @@ def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
 
 
 def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> learners.Learner:
+    several = UPDATES_PER_STEP.get(config.learner.name)
+    updates_per_step = config.learner[several] if several else 1
     return LEARNERS[config.learner.name](
         config,
         num_examples,
         model=model,
-        optimizer=make_optimizer(config.optimizer),
+        optimizer=make_optimizer(config.optimizer, updates_per_step),
         weight_prior_examples=num_examples if config.bound.weight_prior else None,
     )
 
@@ -141,8 +144,8 @@ def kl_weights(keys: ConfigDict) -> dict[str, Any]:
     return {"kl_weight": keys.kl_weight, "kl_warmup": warmup}
 
 
-def make_optimizer(keys: ConfigDict) -> optax.GradientTransformation:
-    """Clip, then the optimizer at the peak learning rate, then the schedule's factor.
+def make_optimizer(keys: ConfigDict, updates_per_step: int = 1) -> optax.GradientTransformation:
+    """Clip, then the optimizer at the peak learning rate, then the schedule's factor, which counts training steps.
 
     Learning rate and weight decay are arrays in the state (`inject_hyperparams`), so that runs that differ in them are
     one program.
@@ -152,7 +155,8 @@ def make_optimizer(keys: ConfigDict) -> optax.GradientTransformation:
     options = {option: keys[key] for option, key in reads.items()}
     parts.append(optax.inject_hyperparams(make)(learning_rate=keys.learning_rate, **options))
     if keys.schedule != "constant" or keys.hold_steps or keys.warmup_steps:
-        parts.append(optax.scale_by_schedule(learning_rate_factor(keys)))
+        factor = learning_rate_factor(keys)
+        parts.append(optax.scale_by_schedule(lambda count: factor(count // updates_per_step)))
     return optax.chain(*parts)
 
 

@@ -250,6 +250,24 @@ def test_adagrad_gathers_squares_before_it_moves():
     assert [choices.learning_rate(keys)(step) for step in (2, 3, 4, 5)] == [0.0, 0.0, 0.25, 0.5]
 
 
+def test_a_schedule_counts_steps_where_a_step_has_several_updates():
+    config = load("learner.name=mcem", "learner.weight_updates=5", "optimizer.name=sgd", "optimizer.learning_rate=1")
+    config.optimizer.hold_steps = 2
+    made = []
+
+    def learner(config, num_examples, optimizer, **common):
+        made.append(optimizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(choices.LEARNERS, "mcem", learner)
+        choices.make_learner(config, None, 10)
+    state, rates = made[0].init(0.0), []
+    for _ in range(12):
+        update, state = made[0].update(-1.0, state)
+        rates.append(float(update))
+    assert rates == [0.0] * 10 + [1.0] * 2
+
+
 def test_cosine_length_is_written_back():
     warmup = ("optimizer.warmup_steps=100", "optimizer.hold_steps=10")
     run = build.build(load("optimizer.schedule=cosine", "train.num_epochs=100", *warmup))

@@ -17,8 +17,8 @@ from aevb.errors import InputError, NonFiniteError, SamplingError
 from aevb.learners import Batch, Learner, TrainState
 
 DEVICE_AXIS = "device"
-# Of the HMC transitions in one call; beyond these the chains do not sample.
-MIN_ACCEPTANCE, MAX_DIVERGENT = 0.01, 0.5
+# Of the HMC transitions in one call; beyond these the chains do not sample. In the first steps their step size settles.
+MIN_ACCEPTANCE, MAX_DIVERGENT, SETTLING = 0.01, 0.5, 100
 Feed = InMemory | Streaming
 
 
@@ -154,15 +154,17 @@ def _check_finite(metrics: dict[str, np.ndarray], first_step: int) -> None:
 
 
 def _check_chains(metrics: dict[str, np.ndarray], first_step: int) -> None:
-    """Raise where the learner samples by HMC and its draws stand for nothing; the step size had a call to settle."""
-    if "acceptance" not in metrics:
+    """Raise where the learner samples by HMC and its draws stand for nothing."""
+    settling = max(SETTLING - first_step, 0)
+    if "acceptance" not in metrics or settling >= len(metrics["loss"]):
         return
-    means = {name: float(metrics[name].mean()) for name in ("acceptance", "divergent", "step_size")}
+    means = {name: float(metrics[name][settling:].mean()) for name in ("acceptance", "divergent", "step_size")}
     if not (means["acceptance"] >= MIN_ACCEPTANCE and means["divergent"] <= MAX_DIVERGENT):  # so NaN is refused
         raise SamplingError(
-            f"steps {first_step + 1} to {first_step + len(metrics['loss'])} accepted {means['acceptance']:.2%} of "
-            f"their HMC proposals and {means['divergent']:.2%} diverged, with steps of {means['step_size']:.3g}: the "
-            "run stops here and keeps the last good checkpoint; lower the learning rate, or look at the data"
+            f"steps {first_step + settling + 1} to {first_step + len(metrics['loss'])} accepted "
+            f"{means['acceptance']:.2%} of their HMC proposals and {means['divergent']:.2%} diverged, with steps of "
+            f"{means['step_size']:.3g}: the run stops here and keeps the last good checkpoint; lower the learning "
+            "rate, or look at the data"
         )
 
 

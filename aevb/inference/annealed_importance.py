@@ -24,14 +24,14 @@ class AISEstimate(NamedTuple):
       effective_sample_size: `(sum w)^2 / sum w^2`, from 1 to `num_chains`; near 1 the estimate rests on one chain.
       stderr: of `log_marginal` by the delta method, nats; too small where few chains are effective.
       acceptance: the mean acceptance probability of HMC along the path.
-      num_divergent: divergent transitions, int32.
+      divergent: the share of transitions that diverged.
     """
 
     log_marginal: jax.Array
     effective_sample_size: jax.Array
     stderr: jax.Array
     acceptance: jax.Array
-    num_divergent: jax.Array
+    divergent: jax.Array
 
 
 def annealed_importance_estimate(
@@ -82,7 +82,7 @@ def annealed_importance_estimate(
         log_weights += (beta - last_beta) * jax.vmap(log_likelihood)(u)
         log_density = hmc.tempered(prior.log_prob, log_likelihood, beta)
         moved = jax.vmap(lambda key, u: hmc.transition(key, u, log_density, step_size, num_leapfrog))(keys, u)
-        return (moved.z, log_weights), (moved.acceptance.mean(), moved.is_divergent.sum())
+        return (moved.z, log_weights), (moved.acceptance.mean(), moved.is_divergent.mean())
 
     def draw(key: jax.Array, num: int) -> jax.Array:
         return jax.vmap(prior.sample)(jax.random.split(key, num))
@@ -102,7 +102,7 @@ def annealed_importance_estimate(
         effective_sample_size=num_chains / jnp.square(jnp.exp(log_weights - log_mean)).mean(),
         stderr=stderr,
         acceptance=acceptance.mean(),
-        num_divergent=divergent.sum(),
+        divergent=divergent.mean(),
     )
 
 

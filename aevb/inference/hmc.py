@@ -17,6 +17,9 @@ from aevb import bounds
 LogDensity = Callable[[jax.Array], jax.Array]
 
 DIVERGENCE_THRESHOLD = 1000.0  # nats of energy error, as BlackJAX and Stan have it
+# Each transition's steps are the step size times one draw from [1 - JITTER, 1 + JITTER]. Were they the same always,
+# chains would not move along a direction of the scale whose trajectories end where they began, at an acceptance of 1.
+JITTER = 0.25
 
 
 class Transition(NamedTuple):
@@ -42,14 +45,14 @@ class Chain(NamedTuple):
       log_density: of each, nats, `[num_samples, chains]`.
       acceptance: the mean acceptance probability, scalar.
       step_size: the one that burn-in ended with, used ever after, scalar.
-      num_divergent: divergent transitions of all chains together, int32 scalar.
+      divergent: the share of transitions that diverged, scalar.
     """
 
     z: jax.Array
     log_density: jax.Array
     acceptance: jax.Array
     step_size: jax.Array
-    num_divergent: jax.Array
+    divergent: jax.Array
 
 
 def unconstrained(prior: dist.Distribution) -> tuple[dist.Distribution, Transform]:
@@ -87,7 +90,8 @@ def transition(
 ) -> Transition:
     """One HMC transition of one chain: a momentum from N(0, I), `num_leapfrog` steps, then accept or stay.
 
-    It leaves the density invariant and takes `1 + num_leapfrog` gradients. Map it over datapoints with `jax.vmap`.
+    The steps are of one length, drawn around `step_size` for this transition alone (`JITTER`). It leaves the density
+    invariant and takes `1 + num_leapfrog` gradients. Map it over datapoints with `jax.vmap`.
 
     Args:
       key: consumed here.
@@ -118,6 +122,8 @@ def _step(key: jax.Array, state: tuple, log_density: LogDensity, step_size: Arra
         return steps
 
     kernel = hmc.build_kernel(leapfrog, DIVERGENCE_THRESHOLD)
+    key, jitter_key = jax.random.split(key)
+    step_size *= jax.random.uniform(jitter_key, minval=1 - JITTER, maxval=1 + JITTER)
     state, info = kernel(key, state, log_density, step_size, jnp.ones_like(state.position), 1)
     return state, info.acceptance_rate, info.is_divergent
 
@@ -130,12 +136,11 @@ def adapt(log_step_size: jax.Array, acceptance: jax.Array, target: float = 0.9, 
 
     Args:
       log_step_size: scalar.
-      acceptance: acceptance probabilities at this step size, any shape; one that is not finite counts as 0, so that a
-        divergence shortens the step.
+      acceptance: acceptance probabilities at this step size, any shape.
       target: the mean acceptance probability to reach, in (0, 1); the paper's appendix E has 0.9.
       gain: above 0.
     """
-    return log_step_size + gain * (jnp.where(jnp.isfinite(acceptance), acceptance, 0.0).mean() - target)
+    return log_step_size + gain * (acceptance.mean() - target)
 
 
 def sample(
@@ -179,7 +184,7 @@ def sample(
     keys = jax.random.split(key, (num_burn_in + num_samples, len(z0)))
     (_, log_step_size), made = jax.lax.scan(step, start, (keys, gains))
     z, log_densities, acceptance, is_divergent = jax.tree.map(lambda leaf: leaf[num_burn_in:], made)
-    return Chain(z, log_densities, acceptance.mean(), jnp.exp(log_step_size), is_divergent.sum())
+    return Chain(z, log_densities, acceptance.mean(), jnp.exp(log_step_size), is_divergent.mean())
 
 
 def anneal(

@@ -19,7 +19,8 @@ RELIABLE_DIM, LARGEST_DIM = 5, 10  # the paper trusts the estimator below 5 dime
 CORE_DRAWS = 200  # from q itself, to find the level that half of its mass lies above
 # Where chains start: draws from a wider prior, tempered until so many a chain are effective, then so many temperatures.
 POOL, POOL_WIDTH, POOL_PER_CHAIN, NUM_TEMPERATURES = 1000, 1.5, 3, 10
-NEVER_ACCEPTS = 0.01
+MIN_ACCEPTANCE, MAX_DIVERGENT = 0.01, 0.1  # of a datapoint's transitions; beyond these its chains do not sample
+POOL_SEED = 1312_6114  # of nothing else
 
 
 class HMCEstimate(NamedTuple):
@@ -27,15 +28,16 @@ class HMCEstimate(NamedTuple):
 
     Attributes:
       log_marginal: the estimate of log p(x), nats.
-      stderr: its standard error, nats, by the delta method from the spread between the chains.
+      stderr: its standard error, nats, by the delta method from the spread between the chains; too small for a
+        posterior of several modes, which chains share out by one resampling.
       acceptance: the mean acceptance probability of HMC after burn-in.
-      num_divergent: divergent transitions after burn-in, int32.
+      divergent: the share of transitions after burn-in that diverged.
     """
 
     log_marginal: jax.Array
     stderr: jax.Array
     acceptance: jax.Array
-    num_divergent: jax.Array
+    divergent: jax.Array
 
 
 def hmc_estimate(
@@ -108,7 +110,7 @@ def hmc_estimate(
     )
     log_mean, stderr = log_mean_exp(jnp.where(counts, log_ratios, -jnp.inf), counts)
     # The logarithm of a mean is biased by minus half its relative variance, to first order.
-    return HMCEstimate(-log_mean - 0.5 * stderr**2, stderr, chain.acceptance, chain.num_divergent)
+    return HMCEstimate(-log_mean - 0.5 * stderr**2, stderr, chain.acceptance, chain.divergent)
 
 
 def _check(latent_dim: int, num_samples: int, num_chains: int) -> None:
@@ -149,7 +151,7 @@ def _start(
 
     pool_key, anneal_key = jax.random.split(key)
     # The same draws for every datapoint, so that a batch decodes them once: where chains start is forgotten.
-    draws = jax.vmap(prior.sample)(jax.random.split(jax.random.key(0), POOL))
+    draws = jax.vmap(prior.sample)(jax.random.split(jax.random.key(POOL_SEED), POOL))
     centre = draws.mean(axis=0)
 
     def log_wide(u: jax.Array) -> jax.Array:
@@ -232,16 +234,18 @@ def check_chains(estimates: NamedTuple) -> None:
       estimates: `HMCEstimate` or `AISEstimate` with leaves `[N]`.
 
     Raises:
-      SamplingError: most datapoints had a divergent transition or a mean acceptance below 1 %, or any has an estimate
-        that is not finite.
+      SamplingError: in most datapoints more than a tenth of the transitions diverged or less than 1 % were accepted, or
+        one has an estimate that is not finite.
     """
     num = np.size(estimates.acceptance)
-    diverged = int((np.asarray(estimates.num_divergent) > 0).sum())
-    stuck = int((~(np.asarray(estimates.acceptance) >= NEVER_ACCEPTS)).sum())
-    infinite = int((~np.isfinite(estimates.log_marginal)).sum())
-    if max(diverged, stuck) > num / 2 or infinite:
+    diverged = int((~(np.asarray(estimates.divergent) <= MAX_DIVERGENT)).sum())
+    stuck = int((~(np.asarray(estimates.acceptance) >= MIN_ACCEPTANCE)).sum())
+    infinite = np.flatnonzero(~np.isfinite(estimates.log_marginal))
+    if max(diverged, stuck) > num / 2 or len(infinite):
+        first = f", the first of them number {infinite[0]}" if len(infinite) else ""
         raise SamplingError(
-            f"HMC failed: of {num} datapoints {diverged} had divergent transitions, {stuck} accepted less than "
-            f"{NEVER_ACCEPTS:.0%} of their proposals (mean acceptance {float(np.mean(estimates.acceptance)):.3g}), and "
-            f"{infinite} have an estimate that is not finite: look at the model's weights, or lengthen the burn-in"
+            f"HMC failed: of {num} datapoints {diverged} had more than {MAX_DIVERGENT:.0%} divergent transitions, "
+            f"{stuck} accepted less than {MIN_ACCEPTANCE:.0%} of their proposals (mean acceptance "
+            f"{float(np.mean(estimates.acceptance)):.3g}), and {len(infinite)} have an estimate that is not "
+            f"finite{first}: look at the model's weights, or use another estimator"
         )

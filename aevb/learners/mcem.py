@@ -48,9 +48,8 @@ def learner(
     def init_params(key: jax.Array) -> dict:
         return models.generative(models.init(model, key))
 
-    def init_opt_state(params: dict) -> dict:
+    def init_opt_state(params: dict, start_key: jax.Array) -> dict:
         prior, _ = hmc.unconstrained(model.bind({"params": params}).prior())
-        start_key = jax.random.key(0)  # where a chain starts is forgotten; every example starts elsewhere
         chains = jax.vmap(prior.sample)(jax.random.split(start_key, num_examples))
         return {"optimizer": optimizer.init(params), "chains": chains, "log_step_size": jnp.log(FIRST_STEP_SIZE)}
 
@@ -77,7 +76,7 @@ def learner(
 
         carry = (state.params, carried["optimizer"])
         (params, opt_state), metrics = jax.lax.scan(m_step, carry, None, weight_updates)
-        acceptance = device_mean(jnp.where(jnp.isfinite(moved.acceptance), moved.acceptance, 0.0).mean(), axis_name)
+        acceptance = device_mean(moved.acceptance.mean(), axis_name)
         metrics = jax.tree.map(jnp.mean, metrics) | {
             "acceptance": acceptance,
             "divergent": device_mean(moved.is_divergent.mean(), axis_name),
@@ -91,7 +90,8 @@ def learner(
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def init(key: jax.Array) -> TrainState:
-        return first_state(key, init_params, init_opt_state)
+        key, start_key = jax.random.split(key)
+        return first_state(key, init_params, functools.partial(init_opt_state, start_key=start_key))
 
     return Learner(init, update, model.likelihood.support, has_encoder=False)
 

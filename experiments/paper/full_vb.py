@@ -113,10 +113,11 @@ def trained(run: Run, folder: epath.Path) -> Any:
     """The parameters at the end of the run in the folder, on one device; trains what is not trained yet."""
     train.check_workdir(folder, run)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"{folder}: {train.describe(run)}", flush=True)
-    workdir.sweep(folder)
-    workdir.write_json(folder / "config.json", run.config.to_dict())
-    state, _, _ = train.train(run, folder)
+    with workdir.claim(folder):
+        print(f"{folder}: {train.describe(run)}", flush=True)
+        workdir.sweep(folder)
+        workdir.write_json(folder / "config.json", run.config.to_dict())
+        state, _, _ = train.train(run, folder)
     return training.unreplicate(evaluate.evaluated_params(state))
 
 

@@ -6,7 +6,6 @@ goes on where more training points are asked for. Figures share the runs they ha
 
 import csv
 import dataclasses
-import functools
 import os
 import pathlib
 import signal
@@ -75,7 +74,7 @@ class Job:
         overrides = {
             "seed": seed,
             "model.latent_dim": self.latent_dim,
-            "optimizer.learning_rate": self.step_size or chosen_step_sizes()[self.kind],
+            "optimizer.learning_rate": self.step_size or chosen_step_size(self.kind),
             "data.train_size": self.train_size,
             "train.num_epochs": self.num_epochs(training_points),
         }
@@ -87,15 +86,17 @@ class Job:
         ]
 
 
-@functools.cache
-def chosen_step_sizes() -> dict[str, float]:
-    """Adagrad's step size of each kind of run: the best on the training set after the first points."""
-    best: dict[str, tuple[float, float]] = {}
+def chosen_step_size(kind: str) -> float:
+    """Adagrad's step size for a kind of run: of those tried the best on the training set.
+
+    Raises:
+      InputError: none was tried on it, or none came to its end.
+    """
     with STEP_SIZES.open() as file:
-        for row in csv.DictReader(file):
-            tried = (float(row["train_nats"] or "-inf"), float(row["step_size"]))
-            best[row["run"]] = max(best.get(row["run"], tried), tried)
-    return {run: step_size for run, (_, step_size) in best.items()}
+        tried = [row for row in csv.DictReader(file) if row["run"] == kind and row["train_nats"]]
+    if not tried:
+        raise InputError(f"{STEP_SIZES} has no step size for {kind}: run experiments.paper.step_sizes --only={kind}")
+    return float(max(tried, key=lambda row: float(row["train_nats"]))["step_size"])
 
 
 def define_flags(training_points: float) -> None:
@@ -162,6 +163,8 @@ def run(jobs: Sequence[Job], may_diverge: bool = False) -> None:
                 command = [sys.executable, "-m", "experiments.train", *job.arguments(points, seed)]
                 child = subprocess.Popen([*command, f"--workdir={folder}"], stdout=log, stderr=log, **place)
                 children.append(child)
+                if stopped:  # since it was looked at
+                    child.terminate()
                 code = child.wait()
         finally:
             places.put(place)

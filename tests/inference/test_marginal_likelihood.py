@@ -173,18 +173,21 @@ def test_it_refuses_what_it_cannot_do(latent_dim, options, message):
 
 def test_chains_that_never_accept_are_an_error_with_the_numbers():
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, lg.params())
-    with pytest.raises(SamplingError, match=r"of 300 datapoints 300 had divergent transitions, 300 accepted less"):
+    with pytest.raises(
+        SamplingError, match=r"of 300 datapoints 300 had more than 10% divergent transitions, 300 accepted less"
+    ):
         check_chains(linear_gaussian_estimates(broken))
 
 
 def test_check_chains_forgives_a_few():
-    good = HMCEstimate(np.zeros(10), np.ones(10), np.full(10, 0.9), np.zeros(10, int))
+    good = HMCEstimate(np.zeros(10), np.ones(10), np.full(10, 0.9), np.zeros(10))
     check_chains(good)
-    check_chains(good._replace(num_divergent=np.array([3] * 5 + [0] * 5)))
+    check_chains(good._replace(divergent=np.full(10, 0.05)))
+    check_chains(good._replace(divergent=np.array([0.3] * 5 + [0] * 5)))
     check_chains(good._replace(acceptance=np.array([0.0] * 5 + [0.9] * 5)))
-    with pytest.raises(SamplingError, match="6 had divergent"):
-        check_chains(good._replace(num_divergent=np.array([1] * 6 + [0] * 4)))
+    with pytest.raises(SamplingError, match="6 had more than 10% divergent"):
+        check_chains(good._replace(divergent=np.array([0.3] * 6 + [0] * 4)))
     with pytest.raises(SamplingError, match=r"6 accepted less than 1% of their proposals \(mean acceptance 0.36\)"):
         check_chains(good._replace(acceptance=np.array([0.0] * 6 + [0.9] * 4)))
-    with pytest.raises(SamplingError, match="1 have an estimate that is not finite"):
+    with pytest.raises(SamplingError, match="1 have an estimate that is not finite, the first of them number 0"):
         check_chains(good._replace(log_marginal=np.array([np.inf] + [0.0] * 9)))

@@ -105,7 +105,10 @@ def test_one_theta_again_and_again_is_importance_sampling_of_the_plug_in():
 STUDY = full_vb.Study(
     "digits",
     300,
-    ("--config.data.binarization=static", "--config.model.hidden=(8,)", "--config.model.latent_dim=2"),
+    (
+        *("--config.data.binarization=static", "--config.model.hidden=(8,)", "--config.model.latent_dim=2"),
+        *("--config.optimizer.hold_steps=0", "--config.optimizer.learning_rate=0.1"),  # ten steps have to show
+    ),
 )
 
 

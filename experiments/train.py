@@ -17,6 +17,7 @@ import dataclasses  # noqa: E402
 import math  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
 import jax  # noqa: E402
@@ -292,6 +293,17 @@ def describe(run: Run) -> str:
     )
 
 
+@contextlib.contextmanager
+def opened(run: Run, folder: epath.Path) -> Iterator[None]:
+    """The folder of a run, made if it is not there, held for this process, and with the run's config in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with workdir.claim(folder):
+        print(f"{folder}: {describe(run)}", flush=True)
+        workdir.sweep(folder)
+        workdir.write_json(folder / "config.json", run.config.to_dict())
+        yield
+
+
 def main(argv: list[str]) -> None:
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     cli.refuse([argument for argument in argv if argument not in overrides])
@@ -302,11 +314,7 @@ def main(argv: list[str]) -> None:
     if end := finished(run, folder):
         print(end)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with workdir.claim(folder):
-        print(describe(run), flush=True)
-        workdir.sweep(folder)
-        workdir.write_json(folder / "config.json", run.config.to_dict())
+    with opened(run, folder):
         (folder / "summary.json").unlink(missing_ok=True)  # of a shorter run that now goes on
         summary.finish(run, folder, *train(run, folder), started=_STARTED)
 

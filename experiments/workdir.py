@@ -1,6 +1,7 @@
 """The files of a run: written whole or not at all, read back by evaluate, generate and report."""
 
 import contextlib
+import csv
 import fcntl
 import importlib.metadata
 import io
@@ -8,7 +9,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,13 @@ def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
 def write_json(path: epath.Path, value: Any) -> None:
     """Write strict JSON: a number that is not finite is a bug and raises."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: epath.Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Write a table under its header, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, text.getvalue())
 
 
 def read_json(path: epath.Path) -> Any:

@@ -6,10 +6,12 @@ an affine encoder can hold it. `shift` and `stretch` make it wrong: mean + shift
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from scipy import stats
 
 from aevb import models
@@ -66,3 +68,13 @@ def elbo(params: dict, x: jax.Array) -> jax.Array:
     expected_square = residual @ residual + variance @ (decoder["kernel"] ** 2).sum(1)
     log_likelihood = -0.5 * expected_square / SCALE**2 - 0.5 * SIZE * np.log(2 * np.pi * SCALE**2)
     return log_likelihood - 0.5 * (variance + mean**2 - 1 - log_variance).sum()
+
+
+def of_size(latent: int, spread: float) -> tuple[np.ndarray, np.ndarray, dist.Distribution, Callable]:
+    """100 draws `[100, 30]` of another model, log p(x) of each, its prior of so many dimensions, and its decoder."""
+    rng = np.random.default_rng(0)
+    weights, scale = spread * rng.normal(size=(30, latent)), 0.5
+    x = rng.normal(size=(100, latent)) @ weights.T + scale * rng.normal(size=(100, 30))
+    exact = stats.multivariate_normal(np.zeros(30), weights @ weights.T + scale**2 * np.eye(30)).logpdf(x)
+    prior = dist.Normal(jnp.zeros(latent), jnp.ones(latent)).to_event(1)
+    return x, exact, prior, lambda z: dist.Normal(jnp.float32(weights) @ z, scale).to_event(1)

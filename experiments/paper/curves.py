@@ -6,7 +6,6 @@ marginal log-likelihood (figure 3) per datapoint, up is better, and `samples` is
 
 import csv
 import dataclasses
-import io
 import math
 import os
 import pathlib
@@ -16,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from aevb.errors import InputError
-from experiments.workdir import write_text
+from experiments.workdir import write_csv, write_text
 
 PUBLISHED = pathlib.Path(__file__).with_name("published.csv")
 PANELS = {  # of each figure and data set, in the paper's order
@@ -101,7 +100,7 @@ def write(path: str | os.PathLike, curves: Iterable[Curve]) -> None:
         for curve in sorted(curves, key=_order)
         for samples, nats in zip(curve.samples, curve.nats, strict=True)
     ]
-    _write_csv(path, _COLUMNS, rows)
+    write_csv(epath.Path(path), _COLUMNS, rows)
 
 
 def merge(old: Iterable[Curve], new: Iterable[Curve]) -> list[Curve]:
@@ -132,12 +131,6 @@ def _read(path: pathlib.Path | epath.Path, columns: Sequence[str]) -> list[Curve
         return [Curve(*key, *np.array(sorted(values)).T) for key, values in points.items()]
     except InputError as error:
         raise InputError(f"in {path}, {error}") from None
-
-
-def _write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    write_text(epath.Path(path), text.getvalue())
 
 
 def _order(curve: Curve) -> tuple:
@@ -230,7 +223,7 @@ def write_differences(stem: str | os.PathLike, rows: Sequence[Difference]) -> No
         + (f"{row.difference:.4f}", row.beyond)
         for row in rows
     ]
-    _write_csv(f"{os.fspath(stem)}.csv", columns, cells)
+    write_csv(epath.Path(f"{os.fspath(stem)}.csv"), columns, cells)
     write_text(epath.Path(f"{os.fspath(stem)}.md"), markdown(rows))
 
 

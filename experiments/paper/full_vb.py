@@ -24,9 +24,7 @@ VB's calibration on the test split, and full_vb.csv, whose `num_samples` counts 
 The same command with the same --workdir goes on where it was stopped.
 """
 
-import csv
 import dataclasses
-import io
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -112,11 +110,7 @@ def run_of(study: Study, learner: str, training_points: float, seed: int) -> Run
 def trained(run: Run, folder: epath.Path) -> Any:
     """The parameters at the end of the run in the folder, on one device; trains what is not trained yet."""
     train.check_workdir(folder, run)
-    folder.mkdir(parents=True, exist_ok=True)
-    with workdir.claim(folder):
-        print(f"{folder}: {train.describe(run)}", flush=True)
-        workdir.sweep(folder)
-        workdir.write_json(folder / "config.json", run.config.to_dict())
+    with train.opened(run, folder):
         state, _, _ = train.train(run, folder)
     return training.unreplicate(evaluate.evaluated_params(state))
 
@@ -322,11 +316,8 @@ def compare(
 
 def write_rows(path: epath.Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the CSV, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row | {name: f"{row[name]:.6g}" for name in ("value", "stderr")} for row in rows)
-    workdir.write_text(path, text.getvalue())
+    rows = [row | {name: f"{row[name]:.6g}" for name in ("value", "stderr")} for row in rows]
+    workdir.write_csv(path, COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
 
 
 def panel(axes: Axes, study: Study, calibrations: dict[str, Calibration]) -> None:

@@ -19,6 +19,7 @@ from experiments import cli, workdir
 from experiments.paper import fig2, fig3, fig4, fig5, runs
 
 TRAINING_POINTS = 3e5
+COLUMNS = ("run", "step_size", "train_nats", "training_points", "seed")
 TRIED = (0.01, 0.02, 0.1)  # the paper's section 5
 QUICK = ("eval.num_samples=1", "eval.max_examples=1")  # nothing is read from the evaluation at a trial's end
 
@@ -58,11 +59,7 @@ def main(argv: list[str]) -> None:
         nats = train_nats(rows, points)
         row = {"run": job.kind, "step_size": job.step_size, "train_nats": "" if nats is None else f"{nats:.2f}"}
         table[job.kind, job.step_size] = row | {"training_points": f"{points:.0f}", "seed": seed}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ("run", "step_size", "train_nats", "training_points", "seed"), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table.values())
-    workdir.write_text(path, text.getvalue())
+    workdir.write_csv(path, COLUMNS, ([row[name] for name in COLUMNS] for row in table.values()))
     print(f"wrote {path}")
 
 

@@ -12,8 +12,8 @@ import small_bernoulli as sb
 from quick_jit import quick_jit
 from scipy import stats
 
-from aevb.errors import InputError
-from aevb.inference.annealed_importance import annealed_importance_estimate, sigmoid_schedule
+from aevb.errors import InputError, SamplingError
+from aevb.inference.annealed_importance import AISEstimate, annealed_importance_estimate, sigmoid_schedule
 from aevb.inference.marginal_likelihood import check_chains
 
 
@@ -47,14 +47,7 @@ def test_a_linear_gaussian_model():
 
 
 def test_twenty_dimensions():
-    rng = np.random.default_rng(0)
-    weights, scale = 0.4 * rng.normal(size=(30, 20)), 0.5
-    x = rng.normal(size=(100, 20)) @ weights.T + scale * rng.normal(size=(100, 30))
-    exact = stats.multivariate_normal(np.zeros(30), weights @ weights.T + scale**2 * np.eye(30)).logpdf(x)
-    prior = dist.Normal(jnp.zeros(20), jnp.ones(20)).to_event(1)
-
-    def decode(z):
-        return dist.Normal(jnp.float32(weights) @ z, scale).to_event(1)
+    x, exact, prior, decode = lg.of_size(20, 0.4)
 
     @quick_jit
     @jax.vmap
@@ -106,3 +99,11 @@ def test_it_refuses_what_it_cannot_do(name, value):
         annealed_importance_estimate(
             jax.random.key(0), jnp.zeros(2), prior, lambda z: dist.Normal(z, 1.0).to_event(1), **{name: value}
         )
+
+
+def test_estimates_that_rest_on_one_chain_are_an_error_with_the_numbers():
+    good = AISEstimate(np.zeros(10), np.full(10, 5.0), np.ones(10), np.full(10, 0.9), np.zeros(10))
+    check_chains(good)
+    check_chains(good._replace(effective_sample_size=np.array([1.0] * 5 + [5.0] * 5)))
+    with pytest.raises(SamplingError, match="6 rest on fewer than 2 annealed chains"):
+        check_chains(good._replace(effective_sample_size=np.array([1.9] * 6 + [5.0] * 4)))

@@ -51,15 +51,7 @@ def test_a_linear_gaussian_model():
 
 
 def test_five_dimensions():
-    rng = np.random.default_rng(0)
-    weights, scale = 0.6 * rng.normal(size=(30, 5)), 0.5
-    x = rng.normal(size=(100, 5)) @ weights.T + scale * rng.normal(size=(100, 30))
-    exact = stats.multivariate_normal(np.zeros(30), weights @ weights.T + scale**2 * np.eye(30)).logpdf(x)
-    prior = dist.Normal(jnp.zeros(5), jnp.ones(5)).to_event(1)
-
-    def decode(z):
-        return dist.Normal(jnp.float32(weights) @ z, scale).to_event(1)
-
+    x, exact, prior, decode = lg.of_size(5, 0.6)
     keys = jax.random.split(jax.random.key(4), 100)
     estimates = quick_jit(jax.vmap(lambda key, x: hmc_estimate(key, x, prior, decode)))(keys, jnp.float32(x))
     check(estimates, exact, 0.45)
@@ -174,7 +166,7 @@ def test_it_refuses_what_it_cannot_do(latent_dim, options, message):
 def test_chains_that_never_accept_are_an_error_with_the_numbers():
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, lg.params())
     with pytest.raises(
-        SamplingError, match=r"of 300 datapoints 300 had more than 10% divergent transitions, 300 accepted less"
+        SamplingError, match=r"of 300 datapoints 300 had at least 1% divergent transitions, 300 accepted less"
     ):
         check_chains(linear_gaussian_estimates(broken))
 
@@ -182,12 +174,12 @@ def test_chains_that_never_accept_are_an_error_with_the_numbers():
 def test_check_chains_forgives_a_few():
     good = HMCEstimate(np.zeros(10), np.ones(10), np.full(10, 0.9), np.zeros(10))
     check_chains(good)
-    check_chains(good._replace(divergent=np.full(10, 0.05)))
+    check_chains(good._replace(divergent=np.full(10, 0.009)))
     check_chains(good._replace(divergent=np.array([0.3] * 5 + [0] * 5)))
     check_chains(good._replace(acceptance=np.array([0.0] * 5 + [0.9] * 5)))
-    with pytest.raises(SamplingError, match="6 had more than 10% divergent"):
-        check_chains(good._replace(divergent=np.array([0.3] * 6 + [0] * 4)))
+    with pytest.raises(SamplingError, match="6 had at least 1% divergent"):
+        check_chains(good._replace(divergent=np.array([0.01] * 6 + [0] * 4)))
     with pytest.raises(SamplingError, match=r"6 accepted less than 1% of their proposals \(mean acceptance 0.36\)"):
         check_chains(good._replace(acceptance=np.array([0.0] * 6 + [0.9] * 4)))
-    with pytest.raises(SamplingError, match="1 have an estimate that is not finite, the first of them number 0"):
+    with pytest.raises(SamplingError, match=r"1 have an estimate that is not finite \(number 0\)"):
         check_chains(good._replace(log_marginal=np.array([np.inf] + [0.0] * 9)))

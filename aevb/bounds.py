@@ -149,6 +149,8 @@ def iwae_bound(samples: Samples) -> jax.Array:
 def kl(posterior: dist.Distribution, prior: dist.Distribution) -> jax.Array:
     """KL(q || p) in nats, in closed form (appendix B for Gaussians), a scalar.
 
+    NumPyro's of a Kumaraswamy from a beta distribution is exact where that is the uniform one, else a cut-off series.
+
     Raises:
       NotImplementedError: when NumPyro knows no closed form for this pair.
     """

@@ -15,7 +15,6 @@ from aevb import bounds, data, learners, models
 from aevb.data import binarization
 from aevb.data.feeding import make_feed
 from aevb.errors import InputError
-from aevb.inference.marginal_likelihood import HMCEstimate, hmc_estimate
 from aevb.learners import aevb as aevb_learner
 from aevb.training import Feed, map_examples
 from experiments import choices
@@ -81,7 +80,7 @@ class Run:
         keys = self.config.eval
         return {
             "estimator": keys.estimator,
-            "num_samples": keys.num_samples,
+            "num_samples": keys.num_samples or choices.ESTIMATORS[keys.estimator],
             "max_examples": keys.max_examples or None,
         }
 
@@ -94,13 +93,15 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """What every number of the run is to be read with."""
+        names = choices.names(self.config)
         return {
             "dataset": self.dataset.name,
             "splits": self.dataset.splits,
             "binarization": self.config.data.binarization,
             # Grey values under a Bernoulli have no density, so the bound is one on nothing.
             "density": self.config.data.binarization != "grey",
-            **choices.names(self.config),
+            **names,
+            "weights": names["weights"] + (", moving average" if self.ema_decay else ""),
             "seed": self.config.seed,
         }
 
@@ -128,16 +129,6 @@ class Run:
     def bound_of_split(self, name: str) -> Callable:
         """`map_examples` of the trained bound, compiled once a split."""
         return self.map_split(aevb_learner.datapoint_bound(self.model, self.bound), name, batches=10)
-
-    @functools.cache  # noqa: B019
-    def marginal_of_split(self, name: str) -> Callable:
-        """`map_examples` of the estimator of appendix D, compiled once a split."""
-
-        def one(params: Any, x: jax.Array, key: jax.Array) -> HMCEstimate:
-            model = self.model.bind({"params": params})
-            return hmc_estimate(key, x, model.prior(), model.decode)
-
-        return self.map_split(one, name)
 
     @property
     def eval_batch_size(self) -> int:

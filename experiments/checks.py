@@ -9,6 +9,7 @@ from aevb.data import binarization
 from aevb.errors import InputError
 from aevb.inference.marginal_likelihood import LARGEST_DIM
 from experiments import choices
+from experiments.configs import base
 from experiments.settings import flatten
 
 CHOICES: Mapping[str, Iterable[str]] = {
@@ -23,9 +24,9 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "learner.name": choices.LEARNERS,
     "optimizer.name": choices.OPTIMIZERS,
     "optimizer.schedule": choices.SCHEDULES,
-    "eval.curve_measure": ("bound", "marginal"),
+    "eval.curve_measure": ("bound", "marginal", "none"),
     "eval.curve_split": ("validation", "test"),
-    "eval.estimator": ("importance", "hmc", "ais"),
+    "eval.estimator": choices.ESTIMATORS,
 }
 _POSITIVE = (
     "model.latent_dim",
@@ -40,7 +41,6 @@ _POSITIVE = (
     "train.keep_checkpoints",
     "learner.num_leapfrog",
     "learner.weight_updates",
-    "eval.num_samples",
     "eval.batch_size",
 )
 _NOT_NEGATIVE = (
@@ -55,6 +55,7 @@ _NOT_NEGATIVE = (
     "optimizer.initial_accumulator",
     "model.init_scale",
     "eval.curve_examples",
+    "eval.num_samples",
     "eval.max_examples",
     "data.train_size",
     "data.validation_size",
@@ -110,36 +111,50 @@ def _check_pairs(flat: dict[str, Any]) -> None:
             f"config.optimizer.weight_decay is {flat['optimizer.weight_decay']}, but {flat['optimizer.name']} has "
             "none: use --config.optimizer.name=adamw, or --config.bound.weight_prior=True for the paper's prior"
         )
-    for key, default in (("bound.kl_weight", 1), ("bound.kl_warmup_steps", 0)):
-        if flat[key] != default and flat["learner.name"] != "aevb":
-            raise InputError(
-                f"config.{key} is {flat[key]}, but {flat['learner.name']} weighs no KL: leave it {default}"
-            )
-    if flat["bound.weight_prior"] and flat["learner.name"] == "full_vb":
+    _check_learner(flat)
+    _check_estimator(flat)
+    if flat["train.patience"] and (flat["eval.curve_split"] == "test" or flat["eval.curve_measure"] == "none"):
         raise InputError(
-            "config.bound.weight_prior is True, but full_vb has the prior on weights in its own bound: leave it False"
-        )
-    if flat["learner.name"] in choices.WITHOUT_ENCODER and (
-        flat["eval.curve_measure"] == "bound" or flat["eval.estimator"] == "importance"
-    ):
-        raise InputError(
-            f"config.learner.name is {flat['learner.name']}, which trains no encoder and so has no bound: set "
-            "--config.eval.curve_measure=marginal and --config.eval.estimator=hmc, or start from "
-            f"experiments/configs/paper.py:mnist,{flat['learner.name']}"
-        )
-    by_hmc = flat["eval.curve_measure"] == "marginal" or flat["eval.estimator"] == "hmc"
-    if by_hmc and flat["model.latent_dim"] > LARGEST_DIM:
-        raise InputError(
-            f"the estimator of appendix D fails above {LARGEST_DIM} latent dimensions, and config.model.latent_dim is "
-            f"{flat['model.latent_dim']}: use --config.eval.estimator=ais or importance, and curve_measure=bound"
-        )
-    if flat["eval.curve_split"] == "test" and flat["train.patience"]:
-        raise InputError(
-            "config.train.patience would choose the model by the test split, which config.eval.curve_split names: set "
-            "--config.eval.curve_split=validation"
+            "config.train.patience chooses the model by what is measured on the validation split: set "
+            "--config.eval.curve_split=validation and --config.eval.curve_measure=bound or marginal"
         )
     boundaries, scales = flat["optimizer.boundaries"], flat["optimizer.scales"]
     if len(boundaries) != len(scales):
         raise InputError(
             f"config.optimizer.boundaries is {boundaries} and scales is {scales}: give one scale a boundary"
+        )
+
+
+def _check_learner(flat: dict[str, Any]) -> None:
+    """Refuse keys that the learner does not read, and a bound of one that has none."""
+    name, default = flat["learner.name"], flatten(base.get_config().to_dict())
+    of_learners = {key for keys in choices.LEARNER_KEYS.values() for key in keys}
+    for key in sorted(of_learners - set(choices.LEARNER_KEYS[name])):
+        if flat[key] != default[key]:
+            raise InputError(f"config.{key} is {flat[key]}, but {name} does not read it: leave it {default[key]}")
+    if choices.has_bound(name):
+        return
+    if flat["eval.curve_measure"] == "bound" or flat["eval.estimator"] == "importance":
+        raise InputError(
+            f"config.learner.name is {name}, which trains no encoder and so has no bound: set "
+            f"--config.eval.curve_measure=marginal and --config.eval.estimator=hmc, or none and ais above {LARGEST_DIM}"
+            f" latent dimensions, or start from experiments/configs/paper.py:mnist,{name}"
+        )
+
+
+def _check_estimator(flat: dict[str, Any]) -> None:
+    """Refuse estimators of log p(x) that cannot give a number."""
+    dim, num, estimator = flat["model.latent_dim"], flat["eval.num_samples"], flat["eval.estimator"]
+    if (flat["eval.curve_measure"] == "marginal" or estimator == "hmc") and dim > LARGEST_DIM:
+        with_bound = choices.has_bound(flat["learner.name"])
+        others, measure = ("ais or importance", "bound") if with_bound else ("ais", "none")
+        raise InputError(
+            f"the estimator of appendix D fails above {LARGEST_DIM} latent dimensions, and config.model.latent_dim is "
+            f"{dim}: use --config.eval.estimator={others}, and --config.eval.curve_measure={measure}"
+        )
+    least = {"importance": 1, "hmc": 2 * (dim + 1), "ais": 2}[estimator]
+    if 0 < num < least:
+        raise InputError(
+            f"config.eval.num_samples is {num}: {estimator} needs at least {least} for {dim} latent dimensions, and 0 "
+            f"stands for its usual {choices.ESTIMATORS[estimator]}"
         )

@@ -68,8 +68,26 @@ LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
         weight_updates=config.learner.weight_updates,
     ),
 }
-WITHOUT_ENCODER = ("mcem",)  # learners that cannot be asked for a bound
-UPDATES_PER_STEP = {"mcem": "weight_updates"}  # of the weights, where a step has several: the key of config.learner
+# The keys of config.bound and config.learner that each of them reads; one that reads no bound's name has none.
+LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
+    "aevb": (
+        "bound.name",
+        "bound.num_samples",
+        "bound.kl_weight",
+        "bound.kl_warmup_steps",
+        "bound.weight_prior",
+    ),
+    "wake_sleep": ("bound.name", "bound.num_samples", "bound.weight_prior"),
+    "full_vb": ("bound.name", "bound.num_samples"),
+    "mcem": (
+        "bound.weight_prior",
+        "learner.num_leapfrog",
+        "learner.target_acceptance",
+        "learner.weight_updates",
+    ),
+}
+# What log p(x) can be estimated with, and the usual number of samples at the end of a run.
+ESTIMATORS = {"importance": 1000, "hmc": 50, "ais": 16}
 
 
 def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
@@ -90,8 +108,8 @@ def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
 
 
 def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> learners.Learner:
-    several = UPDATES_PER_STEP.get(config.learner.name)
-    updates_per_step = config.learner[several] if several else 1
+    several = "learner.weight_updates" in LEARNER_KEYS[config.learner.name]
+    updates_per_step = config.learner.weight_updates if several else 1
     return LEARNERS[config.learner.name](
         config,
         num_examples,
@@ -112,8 +130,14 @@ def fill_in(config: ConfigDict, num_steps: int) -> ConfigDict:
 def names(config: ConfigDict) -> dict[str, str | None]:
     """What a run's numbers are to be read with; a learner without an encoder has no bound."""
     learner = config.learner.name
-    bound = None if learner in WITHOUT_ENCODER else config.bound.name
-    return {"likelihood": config.model.likelihood, "learner": learner, "bound": bound}
+    bound = config.bound.name if has_bound(learner) else None
+    weights = "mean of q(theta)" if learner == "full_vb" else "point estimate"
+    return {"likelihood": config.model.likelihood, "learner": learner, "bound": bound, "weights": weights}
+
+
+def has_bound(learner: str) -> bool:
+    """Whether a learner trains an encoder and climbs, or can be judged by, a bound."""
+    return "bound.name" in LEARNER_KEYS[learner]
 
 
 def bound_function(keys: ConfigDict) -> bounds.BoundFn:

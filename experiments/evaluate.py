@@ -4,6 +4,7 @@ python -m experiments.evaluate --workdir=runs/digits --num_samples=5000
 """
 
 import contextlib
+import functools
 import json
 import math
 import sys
@@ -21,15 +22,14 @@ from tqdm import tqdm
 from aevb import bounds, data, training
 from aevb.checkpoints import Checkpoints
 from aevb.errors import InputError, NonFiniteError
-from aevb.inference.annealed_importance import AISEstimate, annealed_importance_estimate
+from aevb.inference.annealed_importance import NUM_TEMPERATURES, AISEstimate, annealed_importance_estimate
 from aevb.inference.diagnostics import active_units
 from aevb.inference.importance import importance_estimate
 from aevb.inference.marginal_likelihood import HMCEstimate, check_chains, hmc_estimate
-from experiments import build, cli, report, workdir
+from experiments import build, choices, cli, report, workdir
 from experiments.build import Run
 
 DatapointFn = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
-POSTERIOR_SAMPLES = 50  # a datapoint, as in the paper's Fig. 3
 KL_SAMPLES = 50  # draws a datapoint for the KL of each dimension, where it has no closed form
 
 
@@ -59,14 +59,14 @@ def split_marginal(run: Run, params: Any, name: str, max_examples: int | None = 
       SamplingError: the chains of most datapoints diverge or never move.
     """
     split = data.head(getattr(run.dataset, name), max_examples)
-    each = training.collect(run.marginal_of_split(name)(params, split, run.split_key(name)))
+    each = training.collect(marginal_of_split(run, name)(params, split, run.split_key(name)))
     check_chains(each)
     check_finite(each.log_marginal, f"the marginal likelihood on the {name} split")
     return {
         "log_marginal": float(each.log_marginal.mean(dtype=np.float64)),
         "log_marginal_stderr": standard_error(each.log_marginal),
         "hmc_acceptance": float(each.acceptance.mean()),
-        "num_samples": POSTERIOR_SAMPLES,
+        "num_samples": choices.ESTIMATORS["hmc"],
         "num_examples": len(each.log_marginal),
     }
 
@@ -74,7 +74,7 @@ def split_marginal(run: Run, params: Any, name: str, max_examples: int | None = 
 def curve_rows(run: Run, params: Any) -> list[dict[str, Any]]:
     """What is measured in the middle of training, a row a split; none where the split is empty."""
     measure, name, most = run.curve
-    if not len(getattr(run.dataset, name).examples):
+    if measure == "none" or not len(getattr(run.dataset, name).examples):
         return []
     if measure == "bound":
         return [{"split": name} | split_bound(run, params, name, most)]
@@ -121,11 +121,17 @@ def ais(run: Run, num_samples: int) -> DatapointFn:
     return one
 
 
-# What log p(x) can be estimated with: the function of one datapoint, its usual number of samples, and its words.
+@functools.cache
+def marginal_of_split(run: Run, name: str) -> Callable:
+    """`map_examples` of the estimator of appendix D, compiled once a run and split."""
+    return run.map_split(hmc(run, choices.ESTIMATORS["hmc"]), name)
+
+
+# What log p(x) can be estimated with: the function of one datapoint, the samples of this command, and their words.
 ESTIMATORS: dict[str, tuple[Callable[[Run, int], DatapointFn], int, str]] = {
     "importance": (importance, 5000, "importance samples"),
-    "hmc": (hmc, POSTERIOR_SAMPLES, "posterior samples by HMC (appendix D)"),
-    "ais": (ais, 16, "annealed importance chains"),
+    "hmc": (hmc, choices.ESTIMATORS["hmc"], "posterior samples by HMC (appendix D)"),
+    "ais": (ais, choices.ESTIMATORS["ais"], f"annealed importance chains over {NUM_TEMPERATURES} temperatures"),
 }
 
 
@@ -167,6 +173,7 @@ def evaluate(
         "num_samples": num_samples,
         "estimator": f"{num_samples:,} {words}",
         "learner": run.facts["learner"],
+        "weights": run.facts["weights"],
         **(bound_numbers(run, each) if estimator == "importance" else chain_numbers(each)),
         "nll": mean_nll,
         "nll_stderr": standard_error(nll),

@@ -166,8 +166,11 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
         text += [
             f"Evaluated on {evaluation['num_examples']:,} examples of the {evaluation['split']} split "
             f"(binarization: {evaluation['binarization']}), checkpoint: {evaluation['checkpoint']}, "
-            f"step {evaluation['step']:,}; ± is one standard error over these examples.",
-            f"The NLL is estimated with {evaluation['estimator']} a datapoint{_bias(evaluation)}",
+            f"step {evaluation['step']:,}, weights: {evaluation['weights']}; ± is one standard error over these "
+            "examples.",
+            f"The NLL is estimated with {evaluation['estimator']} a datapoint"
+            + _effective(evaluation)
+            + _bias(evaluation),
             evaluation["convention"],
         ]
     if summary:
@@ -182,6 +185,12 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
 def _trained_on(summary: dict) -> str:
     """The bound, where the learner climbs or measures one."""
     return f" (bound: {_bound_name(summary['bound'])})" if summary["bound"] else ""
+
+
+def _effective(evaluation: dict) -> str:
+    """How many of the weighted samples count."""
+    size = evaluation.get("effective_sample_size")
+    return "" if size is None else f" (effective sample size {_decimal(size, 1)} on average)"
 
 
 def _bias(evaluation: dict) -> str:

@@ -37,13 +37,13 @@ from experiments.build import Run  # noqa: E402
 WATCHING = {
     "data.dir",
     "data.workers",
-    "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
-    "train.eval_growth",
     "eval.num_samples",
     "eval.batch_size",
 }
+# These, too, unless it is the evaluations that tell a run when to stop.
+PACE = {"train.log_every_steps", "train.eval_every_steps", "train.eval_growth"}
 LENGTHENING = "train.num_epochs"
 SHOWN = ("elbo", "log_marginal", "log_likelihood", "kl", "acceptance")  # on the terminal; but the last, nats
 
@@ -103,7 +103,7 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
     ours = settings.flatten(run.config.to_dict())
     if (folder / "config.json").exists():
         theirs = settings.flatten(workdir.read_config(folder).to_dict())
-        allowed = WATCHING | (set() if run.patience else {"train.eval_every_steps"})
+        allowed = WATCHING | (set() if run.patience else PACE)
         if ours[LENGTHENING] >= theirs[LENGTHENING]:
             allowed = allowed | {LENGTHENING}
         differ = [key for key in ours if ours[key] != theirs[key] and key not in allowed]

@@ -14,6 +14,7 @@ from aevb.inference.marginal_likelihood import log_mean_exp
 
 SHARPNESS = 4.0  # of the sigmoid of the schedule, as in Wu et al.
 PILOT_CHAINS = 4
+NUM_TEMPERATURES = 500
 
 
 class AISEstimate(NamedTuple):
@@ -41,7 +42,7 @@ def annealed_importance_estimate(
     decode: Callable[[jax.Array], dist.Distribution],
     *,
     num_chains: int = 16,
-    num_temperatures: int = 500,
+    num_temperatures: int = NUM_TEMPERATURES,
     num_leapfrog: int = 10,
     target_acceptance: float = 0.9,
 ) -> AISEstimate:

@@ -100,11 +100,11 @@ def train() -> dict:
 
 def evaluation() -> dict:
     return {
-        "curve_measure": "bound",  # what is measured during training: bound, or marginal (appendix D), nats
+        "curve_measure": "bound",  # what is measured during training, nats: bound, marginal (appendix D), none
         "curve_split": "validation",  # and on which split: validation, test; a marginal is measured on train, too
         "curve_examples": 0,  # on its first so many examples; 0 is all of them
         "estimator": "importance",  # of log p(x) at the end: importance, hmc (appendix D), ais
-        "num_samples": 1000,  # of the estimator: importance samples, posterior samples, annealed chains
+        "num_samples": 0,  # of the estimator; 0 is 1000 importance samples, 50 posterior samples, 16 chains
         "max_examples": 0,  # of the test split at the end; 0 is all of them
         "batch_size": 100,  # datapoints at once, over all devices
     }

@@ -172,13 +172,12 @@ class Difference:
     beyond: bool
 
 
-def differences(ours: Iterable[Curve], paper: Iterable[Curve], points: Sequence[float] = ()) -> list[Difference]:
-    """Each of our curves against the paper's of the same name, where both exist.
+def differences(ours: Iterable[Curve], paper: Iterable[Curve]) -> list[Difference]:
+    """Each of our curves against the paper's of the same name, at the points of `COMPARED_AT` where both exist.
 
     Args:
       ours: curves with seeds, in any order.
       paper: `published()`.
-      points: training points to compare at; those of `COMPARED_AT` by default.
 
     Returns:
       One row for each curve of ours and training points, in the paper's order.
@@ -186,7 +185,7 @@ def differences(ours: Iterable[Curve], paper: Iterable[Curve], points: Sequence[
     theirs = {curve.name: curve for curve in paper}
     rows = []
     for curve in sorted(ours, key=_order):
-        for samples in points or COMPARED_AT[curve.figure]:
+        for samples in COMPARED_AT[curve.figure]:
             mine = at(curve, samples)
             its = at(theirs[curve.name], samples) if curve.name in theirs else None
             if mine is not None and its is not None:

@@ -310,13 +310,15 @@ def test_value_is_refused(override: str, words: str):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["learner.name=wake_sleep", "bound.kl_weight=2"], "wake_sleep weighs no KL"),
-        (["learner.name=full_vb", "bound.weight_prior=True"], "the prior on weights in its own bound"),
-        (["eval.curve_split=test", "train.patience=3"], "choose the model by the test split"),
+        (["learner.name=wake_sleep", "bound.kl_weight=2"], "wake_sleep does not read it: leave it 1.0"),
+        (["learner.name=full_vb", "bound.weight_prior=True"], "full_vb does not read it: leave it False"),
+        (["eval.curve_split=test", "train.patience=3"], "by what is measured on the validation split"),
         (["model.posterior=laplace"], "no closed form for the posterior laplace and the prior standard_normal"),
         (["model.prior=gamma"], "their KL is infinite"),
         (["data.train_size=2000"], "has 1258 training examples"),
-        ([*MCEM, "model.latent_dim=11"], "fails above 10 latent dimensions"),
+        ([*MCEM, "model.latent_dim=11"], "fails above 10 .*estimator=ais, and --config.eval.curve_measure=none"),
+        ([*MCEM, "bound.num_samples=2"], "mcem does not read it: leave it 1"),
+        (["eval.estimator=ais", "eval.num_samples=1"], "ais needs at least 2"),
     ],
 )
 def test_pair_is_refused(overrides: list[str], words: str):

@@ -23,7 +23,8 @@ EVALUATION = {
     "sgvb_b", "elbo": -1101.341, "elbo_stderr": 0.214, "log_likelihood": -1076.1, "kl": 25.241, "nll":
     1097.322, "nll_stderr": 0.209, "bits_per_dim": 0.1791, "convention": "Each pixel is drawn once",
     "active_units": 12, "effective_sample_size": 120.3, "latent_dim": 20, "kl_per_dim": [1.0] * 20,
-    "density": True, "step": 75000, "checkpoint": "best", "seed": 0, "evaluate_seconds": 20.0,
+    "density": True, "step": 75000, "checkpoint": "best", "weights": "point estimate", "seed": 0,
+    "evaluate_seconds": 20.0,
 }  # fmt: skip
 BOUND = {"elbo": -1102.5, "log_likelihood": -1077.25, "kl": 25.25, "step": 99500}
 SUMMARY = {
@@ -109,7 +110,9 @@ def test_each_number_stands_with_its_convention(tmp_path):
         "training time 1 h 6 min 1 h 11 min with start and evaluation",
     ]
     for convention in (
-        "10,000 examples of the test split (binarization: stochastic), checkpoint: best, step 75,000",
+        "10,000 examples of the test split (binarization: stochastic), checkpoint: best, step 75,000, "
+        "weights: point estimate",
+        "effective sample size 120.3",
         "± is one standard error",
         "5,000 importance samples a datapoint",
         "Each pixel is drawn once.",

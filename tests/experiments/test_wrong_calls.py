@@ -36,6 +36,19 @@ TRAIN = {
     "value": (["--config.train.num_epochs=-1"], ["train.num_epochs is -1"]),
     "choice": (["--config.optimizer.name=adamm"], ["adamm", "adamw"]),
     "binarization": (["--config.data.binarization=none"], ["grey values", "--config.data.binarization=static"]),
+    "another learner's key": (["--config.learner.num_leapfrog=3"], ["num_leapfrog is 3", "aevb does not read it"]),
+    "few samples": (
+        ["--config.eval.estimator=hmc", "--config.eval.num_samples=5", "--config.model.latent_dim=2"],
+        ["num_samples is 5", "at least 6", "usual 50"],
+    ),
+    "many dimensions": (
+        ["--config.eval.curve_measure=marginal", "--config.model.latent_dim=20"],
+        ["fails above 10", "latent_dim is 20", "estimator=ais or importance", "curve_measure=bound"],
+    ),
+    "nothing to stop by": (
+        ["--config.eval.curve_measure=none", "--config.train.patience=3"],
+        ["patience", "curve_measure=bound"],
+    ),
     "data folder": (["--config.data.dir=/no/such"], ["/no/such", "does not exist"]),
     "flag": (["--workdirr=x"], ["'--workdirr=x'", "--workdir?"]),
     "argument": (["stray"], ["'stray'"]),

@@ -44,6 +44,7 @@ from aevb.inference.importance import importance_estimate
 from aevb.learners import full_vb
 from experiments import build, cli, evaluate, settings, train, workdir
 from experiments.build import Run
+from experiments.paper import runs
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "paper.py"
@@ -59,11 +60,19 @@ LEVELS = np.arange(1, NUM_BINS) / NUM_BINS  # of central predictive intervals
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A training set, its first `num_train` examples, and what it changes in the paper's config."""
+    """A training set and the model of it.
+
+    Attributes:
+      dataset: of `experiments.train`.
+      num_train: trained on the first so many examples.
+      overrides: of the paper's config.
+      kind: the run of figures 2 and 3 whose step size it takes, for both learners.
+    """
 
     dataset: str
     num_train: int
     overrides: tuple[str, ...]
+    kind: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +92,9 @@ class Effort:
 
 MNIST = ("--config.model.hidden=(100,)", "--config.model.latent_dim=3", "--config.data.binarization=static")
 STUDIES = (
-    Study("mnist", 1000, MNIST),
-    Study("mnist", 50000, MNIST),
-    Study("frey_face", 1572, ("--config.model.hidden=(200,)", "--config.model.latent_dim=5")),
+    Study("mnist", 1000, MNIST, "mnist_n1000_fig3_nz3_aevb"),
+    Study("mnist", 50000, MNIST, "mnist_n50000_fig3_nz3_aevb"),
+    Study("frey_face", 1572, ("--config.model.hidden=(200,)", "--config.model.latent_dim=5"), "frey_nz5_aevb"),
 )
 
 
@@ -97,6 +106,7 @@ def run_of(study: Study, learner: str, training_points: float, seed: int) -> Run
             (
                 *study.overrides,
                 f"--config.data.train_size={study.num_train}",
+                f"--config.optimizer.learning_rate={runs.chosen_step_size(study.kind)}",
                 f"--config.train.num_epochs={training_points / study.num_train!r}",
                 "--config.train.log_every_steps=500",
                 "--config.train.eval_growth=0",

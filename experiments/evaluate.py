@@ -326,10 +326,10 @@ def main(argv: list[str]) -> None:
     split_name = flags.FLAGS.split
     if split_name not in build.SPLITS:
         raise InputError(f"--split is {split_name!r}: choose one of {', '.join(build.SPLITS)}")
-    estimator = flags.FLAGS.estimator
-    if estimator not in ESTIMATORS:
-        raise InputError(f"--estimator is {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
+    if flags.FLAGS.estimator not in (None, *ESTIMATORS):
+        raise InputError(f"--estimator is {flags.FLAGS.estimator!r}: choose one of {', '.join(ESTIMATORS)}")
     run = build.build(workdir.read_config(folder))
+    estimator = flags.FLAGS.estimator or run.evaluation["estimator"]
     check_estimator(run, estimator)
     params, which = restore(run, folder)
     num_samples = flags.FLAGS.num_samples or ESTIMATORS[estimator][1]
@@ -342,7 +342,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.DEFINE_string("split", "test", "train, validation or test.")
-    flags.DEFINE_string("estimator", "importance", f"Of log p(x): {', '.join(ESTIMATORS)}.")
+    flags.DEFINE_string("estimator", None, f"Of log p(x): {', '.join(ESTIMATORS)}; the run's own unless given.")
     flags.DEFINE_integer(
         "num_samples",
         None,

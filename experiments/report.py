@@ -19,8 +19,8 @@ from experiments.workdir import flatten, read_json, read_metrics, write_text
 
 # What to look for in each picture, in the order of the page.
 CAPTIONS = {
-    "learning_curves.png": "Learning curves: the bound and its two parts, nats per datapoint. "
-    "A validation bound that falls while the training bound rises is overfitting.",
+    "learning_curves.png": "Learning curves: the bound and its two parts, or what was measured in its place, nats per "
+    "datapoint. A held-out curve that falls while the training curve rises is overfitting.",
     "reconstructions.png": "Reconstructions: data above what the model decodes from its latents. "
     "What is blurred or lost, the latents do not carry.",
     "samples.png": "Samples: decoded from draws of the prior. Compare their sharpness and their variety with the data.",

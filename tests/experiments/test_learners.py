@@ -77,6 +77,8 @@ def test_two_estimators_agree(trained, command, tmp_path: pathlib.Path):
     assert told["hmc"]["nll"] == pytest.approx(told["ais"]["nll"], abs=far)
     assert far < 0.5
     assert told["ais"]["effective_sample_size"] > 1
+    own = json.loads(command.ok("evaluate", f"--workdir={folder}", "--num_samples=50", "--max_examples=4").out)
+    assert own["estimator"].startswith("50 posterior" if trained[0] == "mcem" else "50 importance")
 
 
 def test_mcem_in_many_dimensions(command, tmp_path: pathlib.Path):

@@ -98,14 +98,23 @@ def hmc_estimate(
     chain = hmc.sample(sample_key, u, log_joint, 2 * each, num_burn_in, num_leapfrog, target_acceptance, step_size)
     counts = (jnp.arange(each * num_chains) < num_samples).reshape(each, num_chains)
 
-    def log_ratio(key: jax.Array, c: jax.Array, fresh: jax.Array, log_density: jax.Array) -> jax.Array:
-        # Of the other chains: one close to the draws it is asked about has too high a mean ratio.
-        log_q = fit_core(key, chain.z[:each], counts & (jnp.arange(num_chains) != c)[None])
-        return jax.vmap(log_q)(fresh) - log_density
+    def log_ratios_of(num_parts: int) -> jax.Array:
+        """log q(z) - log p(x, z) of the fresh draws, `[draws, chains]`, with q of so many Gaussians."""
 
-    log_ratios = jax.vmap(log_ratio, in_axes=(0, 0, 1, 1), out_axes=1)(
-        jax.random.split(fit_key, num_chains), jnp.arange(num_chains), chain.z[each:], chain.log_density[each:]
-    )
+        def one_chain(key: jax.Array, c: jax.Array, fresh: jax.Array, log_density: jax.Array) -> jax.Array:
+            # Of the other chains: one close to the draws it is asked about has too high a mean ratio.
+            others = counts & (jnp.arange(num_chains) != c)[None]
+            fitted = chain.z[:each].reshape(-1, num_parts, chain.z.shape[-1])
+            return jax.vmap(fit_core(key, fitted, others.reshape(-1, num_parts)))(fresh) - log_density
+
+        fresh = (chain.z[each:], chain.log_density[each:])
+        keys = jax.random.split(fit_key, num_chains)
+        return jax.vmap(one_chain, in_axes=(0, 0, 1, 1), out_axes=1)(keys, jnp.arange(num_chains), *fresh)
+
+    # Chains that hardly move, as along the broad axes of a posterior that is narrow in others, make Gaussians that none
+    # of the other chains' draws lie near; of these chains one Gaussian for all has room for them.
+    log_ratios = log_ratios_of(num_chains)
+    log_ratios = jnp.where(jnp.isfinite(jnp.where(counts, log_ratios, -jnp.inf)).any(), log_ratios, log_ratios_of(1))
     log_mean, stderr = log_mean_exp(jnp.where(counts, log_ratios, -jnp.inf), counts)
     # The logarithm of a mean is biased by minus half its relative variance, to first order.
     return HMCEstimate(-log_mean - 0.5 * stderr**2, stderr, chain.acceptance, chain.divergent)

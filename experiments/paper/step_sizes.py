@@ -1,9 +1,11 @@
 """Adagrad's step size for each run of figures 2 to 5: the best of the paper's three on the training set, early on.
 
     python -m experiments.paper.step_sizes --out=experiments/paper
+    python -m experiments.paper.step_sizes --out=experiments/paper --training_points=1e6 --only=mnist_n1000,mnist_n50000
 
 Each run is started with each of them and stopped after 300,000 training points; what counts is the bound on the last
-tenth of these (figure 3: the marginal likelihood of training data after them). Writes `step_sizes.csv`, which the other
+tenth of these. Figure 3's, with the second line, are stopped after a million, for its wake-sleep stands still before
+that; what counts is the marginal likelihood of training data then. Writes `step_sizes.csv`, which the other
 commands read where it lies beside them; a step size whose run ended in numbers that are not finite has none there.
 """
 

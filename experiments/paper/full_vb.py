@@ -26,6 +26,7 @@ The same command with the same --workdir goes on where it was stopped.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -162,10 +163,16 @@ def datapoint_prediction(run: Run, num_samples: int) -> Callable[[Any, jax.Array
     return one
 
 
+@functools.cache
+def predictions_of_split(run: Run, name: str, num_samples: int) -> Callable:
+    """`map_examples` of `datapoint_prediction`, compiled once a run and split."""
+    return run.map_split(datapoint_prediction(run, num_samples), name)
+
+
 def predict(run: Run, draws: Iterable[Any], name: str, keys: jax.Array, effort: Effort) -> Predictions:
     """Average over parameters, one key each: over draws of q(theta), or over one theta again and again."""
     split = data.head(run.split(name), effort.num_examples)
-    mapped = run.map_split(datapoint_prediction(run, effort.num_samples), name)
+    mapped = predictions_of_split(run, name, effort.num_samples)
     each = [training.collect(mapped(params, split, key)) for params, key in zip(draws, keys, strict=True)]
     for estimate, _, _ in each:
         check_chains(estimate)

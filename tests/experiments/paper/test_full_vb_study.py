@@ -1,7 +1,6 @@
 """The study of full variational Bayes: calibration by closed forms, prediction in a solved model, and one small run."""
 
 import csv
-import types
 
 import jax
 import jax.numpy as jnp
@@ -59,13 +58,19 @@ def test_coverage_of_a_gaussian_that_is_too_narrow_or_right(scale):
         np.testing.assert_allclose(error, np.sqrt(share * (1 - share) / 50_000), rtol=0.15)
 
 
-def run_of_the_solved_model(xs):
-    splits = {"test": Split(np.float32(xs), None)}
-    return types.SimpleNamespace(
-        model=lg.MODEL,
-        split=splits.__getitem__,
-        map_split=lambda fn, name: training.map_examples(fn, make_preprocess("none"), 8),
-    )
+class SolvedRun:
+    """What `predict` reads of a run, of the solved model."""
+
+    model = lg.MODEL
+
+    def __init__(self, xs):
+        self.xs = np.float32(xs)
+
+    def split(self, name):
+        return Split(self.xs, None)
+
+    def map_split(self, fn, name):
+        return training.map_examples(fn, make_preprocess("none"), 8)
 
 
 def blind_params(variance):
@@ -82,7 +87,7 @@ def test_the_predictive_likelihood_averages_over_the_weights():
     weights_keys, keys = jax.random.split(jax.random.key(1), (2, num_draws))
     sample = jax.jit(learner.sample_weights)
     draws = [training.replicate(sample(params, key)) for key in weights_keys]
-    got = full_vb.predict(run_of_the_solved_model(xs), draws, "test", keys, full_vb.Effort(100, num_draws, 30))
+    got = full_vb.predict(SolvedRun(xs), draws, "test", keys, full_vb.Effort(100, num_draws, 30))
     expected = stats.norm.logpdf(xs, lg.B, np.sqrt(lg.SCALE**2 + variance)).sum(1)
     at_mean = stats.norm.logpdf(xs, lg.B, lg.SCALE).sum(1)
     # The log of a draw's likelihood varies by about |x - b| sqrt(variance) / s^2, 0.5 here: a standard error of 0.04.
@@ -96,7 +101,7 @@ def test_the_predictive_likelihood_averages_over_the_weights():
 def test_one_theta_again_and_again_is_the_plug_in():
     xs = np.stack([lg.X, -lg.X])
     draws, keys = [training.replicate(lg.params())] * 3, jax.random.split(jax.random.key(2), 3)
-    got = full_vb.predict(run_of_the_solved_model(xs), draws, "test", keys, full_vb.Effort(1, 3, 50))
+    got = full_vb.predict(SolvedRun(xs), draws, "test", keys, full_vb.Effort(1, 3, 50))
     assert 0 < got.stderr[0] < 0.4
     np.testing.assert_allclose(got.log_predictive, [lg.log_marginal()], atol=4 * got.stderr[0] / np.sqrt(3))
 

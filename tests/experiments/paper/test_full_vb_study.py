@@ -111,7 +111,7 @@ STUDY = full_vb.Study(
     300,
     (
         *("--config.data.binarization=static", "--config.model.hidden=(8,)", "--config.model.latent_dim=2"),
-        "--config.optimizer.hold_steps=0",  # ten steps have to show
+        *("--config.optimizer.hold_steps=0", "--config.eval.batch_size=40"),  # ten steps have to show
     ),
     "mnist_n1000_fig3_nz3_aevb",
 )

@@ -1,6 +1,7 @@
 """Monte Carlo EM without an encoder: a chain a datapoint by HMC, then steps of the weights (the paper's appendix E)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,8 @@ def learner(
 
     Returns:
       A `Learner` whose metrics are `log_joint` = log p(x, z) and `log_likelihood` = log p(x | z) (nats per datapoint
-      at the draws; neither is a bound), `loss`, `grad_norm`, `acceptance` (mean probability), `divergent` (share of
-      transitions) and `step_size`.
+      at the draws; neither is a bound), `loss` and `grad_norm`, all before the last of the updates, `acceptance` (mean
+      probability), `divergent` (share of transitions) and `step_size`.
     """
 
     def init_params(key: jax.Array) -> dict:
@@ -68,16 +69,20 @@ def learner(
         expect = functools.partial(move, model, state.params, step_size=step_size, num_leapfrog=num_leapfrog)
         moved = jax.vmap(expect)(batch.x, u, keys)
 
-        def m_step(carry: tuple, _: None) -> tuple[tuple, dict[str, jax.Array]]:
-            params, opt_state = carry
+        def m_step(params: dict, opt_state: Any) -> tuple[dict, Any, dict[str, jax.Array]]:
             loss = functools.partial(maximise, x=batch.x, u=moved.z)
-            params, opt_state, metrics = descend(optimizer, loss, params, opt_state, axis_name)
-            return (params, opt_state), metrics
+            return descend(optimizer, loss, params, opt_state, axis_name)
 
-        carry = (state.params, carried["optimizer"])
-        (params, opt_state), metrics = jax.lax.scan(m_step, carry, None, weight_updates)
+        # Only the last update is measured: the others need gradients alone, and no logarithms.
+        weights, _ = jax.lax.scan(
+            lambda weights, _: (m_step(*weights)[:2], None),
+            (state.params, carried["optimizer"]),
+            None,
+            weight_updates - 1,
+        )
+        params, opt_state, metrics = m_step(*weights)
         acceptance = device_mean(moved.acceptance.mean(), axis_name)
-        metrics = jax.tree.map(jnp.mean, metrics) | {
+        metrics |= {
             "acceptance": acceptance,
             "divergent": device_mean(moved.is_divergent.mean(), axis_name),
             "step_size": step_size,

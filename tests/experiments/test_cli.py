@@ -8,7 +8,15 @@ import pytest
 from experiments import cli
 
 
-def test_a_first_ctrl_c_lets_the_loop_save_and_a_second_does_not():
+@pytest.fixture
+def hears_ctrl_c():
+    """As a command on a terminal does; what a shell puts in the background does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_first_ctrl_c_lets_the_loop_save_and_a_second_does_not(hears_ctrl_c):
     before = signal.getsignal(signal.SIGINT)
     with cli.Preemption() as preemption:
         assert preemption.requested == ""

@@ -80,7 +80,7 @@ class Run:
         keys = self.config.eval
         return {
             "estimator": keys.estimator,
-            "num_samples": keys.num_samples or choices.ESTIMATORS[keys.estimator],
+            "num_samples": keys.num_samples or choices.ESTIMATORS[keys.estimator].usual,
             "max_examples": keys.max_examples or None,
         }
 

@@ -152,9 +152,9 @@ def _check_estimator(flat: dict[str, Any]) -> None:
             f"the estimator of appendix D fails above {LARGEST_DIM} latent dimensions, and config.model.latent_dim is "
             f"{dim}: use --config.eval.estimator={others}, and --config.eval.curve_measure={measure}"
         )
-    least = {"importance": 1, "hmc": 2 * (dim + 1), "ais": 2}[estimator]
+    least = choices.ESTIMATORS[estimator].least(dim)
     if 0 < num < least:
         raise InputError(
             f"config.eval.num_samples is {num}: {estimator} needs at least {least} for {dim} latent dimensions, and 0 "
-            f"stands for its usual {choices.ESTIMATORS[estimator]}"
+            f"stands for its usual {choices.ESTIMATORS[estimator].usual}"
         )

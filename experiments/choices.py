@@ -5,7 +5,7 @@ Adding a network, a likelihood, a bound, a learner or an optimizer is one line i
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 from flax import linen as nn
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from aevb import bounds, learners, models, networks
 from aevb.errors import InputError
+from aevb.inference.annealed_importance import MIN_CHAINS
 from aevb.learners import aevb as aevb_learner
 from aevb.learners import full_vb, mcem, wake_sleep
 
@@ -86,8 +87,20 @@ LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
         "learner.weight_updates",
     ),
 }
-# What log p(x) can be estimated with, and the usual number of samples at the end of a run.
-ESTIMATORS = {"importance": 1000, "hmc": 50, "ais": 16}
+
+
+class Estimator(NamedTuple):
+    """Of log p(x): its usual number of samples at the end of a run, and the least for so many latent dimensions."""
+
+    usual: int
+    least: Callable[[int], int]
+
+
+ESTIMATORS = {
+    "importance": Estimator(1000, lambda latent_dim: 1),
+    "hmc": Estimator(50, lambda latent_dim: 2 * (latent_dim + 1)),
+    "ais": Estimator(16, lambda latent_dim: MIN_CHAINS),
+}
 
 
 def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:

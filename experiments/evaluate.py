@@ -66,7 +66,7 @@ def split_marginal(run: Run, params: Any, name: str, max_examples: int | None = 
         "log_marginal": float(each.log_marginal.mean(dtype=np.float64)),
         "log_marginal_stderr": standard_error(each.log_marginal),
         "hmc_acceptance": float(each.acceptance.mean()),
-        "num_samples": choices.ESTIMATORS["hmc"],
+        "num_samples": choices.ESTIMATORS["hmc"].usual,
         "num_examples": len(each.log_marginal),
     }
 
@@ -124,14 +124,14 @@ def ais(run: Run, num_samples: int) -> DatapointFn:
 @functools.cache
 def marginal_of_split(run: Run, name: str) -> Callable:
     """`map_examples` of the estimator of appendix D, compiled once a run and split."""
-    return run.map_split(hmc(run, choices.ESTIMATORS["hmc"]), name)
+    return run.map_split(hmc(run, choices.ESTIMATORS["hmc"].usual), name)
 
 
 # What log p(x) can be estimated with: the function of one datapoint, the samples of this command, and their words.
 ESTIMATORS: dict[str, tuple[Callable[[Run, int], DatapointFn], int, str]] = {
     "importance": (importance, 5000, "importance samples"),
-    "hmc": (hmc, choices.ESTIMATORS["hmc"], "posterior samples by HMC (appendix D)"),
-    "ais": (ais, choices.ESTIMATORS["ais"], f"annealed importance chains over {NUM_TEMPERATURES} temperatures"),
+    "hmc": (hmc, choices.ESTIMATORS["hmc"].usual, "posterior samples by HMC (appendix D)"),
+    "ais": (ais, choices.ESTIMATORS["ais"].usual, f"annealed importance chains over {NUM_TEMPERATURES} temperatures"),
 }
 
 

@@ -15,6 +15,7 @@ from aevb.inference.marginal_likelihood import log_mean_exp
 SHARPNESS = 4.0  # of the sigmoid of the schedule, as in Wu et al.
 PILOT_CHAINS = 4
 NUM_TEMPERATURES = 500
+MIN_CHAINS = 3  # of two the effective number is below 2 always, which `check_chains` refuses
 
 
 class AISEstimate(NamedTuple):
@@ -61,15 +62,15 @@ def annealed_importance_estimate(
       x: the datapoint, `[*event]`.
       prior: p(z), on any support that NumPyro has a bijection to.
       decode: from one z to p(x | z).
-      num_chains: weighed chains, at least 2.
+      num_chains: weighed chains, at least 3.
       num_temperatures: T, at least 1.
       num_leapfrog: steps of a transition.
       target_acceptance: in (0, 1).
 
     Raises:
-      InputError: fewer than 2 chains or no temperature.
+      InputError: fewer than 3 chains or no temperature.
     """
-    for name, value, least in (("num_chains", num_chains, 2), ("num_temperatures", num_temperatures, 1)):
+    for name, value, least in (("num_chains", num_chains, MIN_CHAINS), ("num_temperatures", num_temperatures, 1)):
         if value < least:
             raise InputError(f"{name} is {value}: annealed importance sampling needs at least {least}")
     prior, transform = hmc.unconstrained(prior)

@@ -27,7 +27,7 @@ from experiments.paper.curves import Curve
 CONFIG = "experiments/configs/paper.py"
 # What `experiments.train` calls a data set and an algorithm of the paper, and how many examples it trains on.
 DATASETS = {"mnist": ("mnist", 50_000), "frey": ("frey_face", 1_572)}
-ALGORITHMS = {"aevb": "aevb", "wake-sleep": "wake_sleep", "mcem": "mcem"}
+ALGORITHMS = {"aevb": "aevb", "wake-sleep": "wake_sleep", "mcem": "mcem", "full-vb": "full_vb"}
 STEP_SIZES = pathlib.Path(__file__).with_name("step_sizes.csv")  # see step_sizes.py
 
 
@@ -36,7 +36,8 @@ class Job:
     """One run of one algorithm on one data set.
 
     Attributes:
-      figure, panel: what its curves belong to; empty for a run that is only drawn from.
+      figure, panel: what its curves belong to; "F" is the study of appendix F, and a run that is only drawn from has
+        none.
       dataset: "mnist" or "frey".
       algorithm: of `ALGORITHMS`.
       latent_dim: the size of z.
@@ -58,7 +59,7 @@ class Job:
     def kind(self) -> str:
         """What is trained on what."""
         size = f"_n{self.train_size}" if self.train_size else ""
-        figure = "_fig3" if self.figure == "3" else ""
+        figure = {"3": "_fig3", "F": "_study"}.get(self.figure, "")
         return f"{self.dataset}{size}{figure}_nz{self.latent_dim}_{ALGORITHMS[self.algorithm]}"
 
     def name(self, seed: int) -> str:
@@ -99,13 +100,14 @@ def chosen_step_size(kind: str) -> float:
     return float(max(tried, key=lambda row: float(row["train_nats"]))["step_size"])
 
 
-def define_flags(training_points: float) -> None:
-    """The flags that the commands of this folder have in common."""
+def define_flags(training_points: float, some: bool = True) -> None:
+    """The flags that the commands of this folder have in common; --only where a command can do with some runs."""
     flags.DEFINE_string("workdir", "runs/paper", "Holds a folder a run; the same command again resumes them.")
     flags.DEFINE_string("out", None, "Where figure, CSV and table go; the workdir unless given.")
     flags.DEFINE_float("training_points", training_points, "Training points of each run.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of every run.", lower_bound=0)
-    flags.DEFINE_string("only", "", "Only the runs whose names start with one of these, separated by commas.")
+    if some:
+        flags.DEFINE_string("only", "", "Only the runs whose names start with one of these, separated by commas.")
     flags.DEFINE_integer("jobs", None, "Runs side by side; one a device, or one a core, unless given.", lower_bound=1)
 
 

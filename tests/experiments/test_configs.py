@@ -318,7 +318,7 @@ def test_value_is_refused(override: str, words: str):
         (["data.train_size=2000"], "has 1258 training examples"),
         ([*MCEM, "model.latent_dim=11"], "fails above 10 .*estimator=ais, and --config.eval.curve_measure=none"),
         ([*MCEM, "bound.num_samples=2"], "mcem does not read it: leave it 1"),
-        (["eval.estimator=ais", "eval.num_samples=1"], "ais needs at least 2"),
+        (["eval.estimator=ais", "eval.num_samples=2"], "ais needs at least 3"),
     ],
 )
 def test_pair_is_refused(overrides: list[str], words: str):

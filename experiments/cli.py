@@ -57,8 +57,9 @@ def refuse(arguments: list[str]) -> None:
     """
     for argument in arguments:
         name = argument.lstrip("-").split("=")[0]
+        own = sorted(flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]))
         near = difflib.get_close_matches(name, list(flags.FLAGS), 1)
-        advice = f"do you mean --{near[0]}?" if near else "every argument is a --flag=value, see --help"
+        advice = f"do you mean --{near[0]}?" if near else f"the flags here are --{', --'.join(own)}"
         raise InputError(f"{argument!r} is not understood: {advice}")
 
 

@@ -216,8 +216,8 @@ def bound_numbers(run: Run, each: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def chain_numbers(each: dict[str, np.ndarray]) -> dict[str, Any]:
     """How the chains behind a marginal likelihood did."""
-    told = ("acceptance", "stderr", "effective_sample_size")
-    return {name: float(each[name].mean()) for name in told if name in each}
+    told = {"acceptance": "acceptance", "stderr": "stderr_of_one", "effective_sample_size": "effective_sample_size"}
+    return {key: float(each[name].mean()) for name, key in told.items() if name in each}
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -60,9 +60,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
     config = read_json(workdir / "config.json")
     metrics = read_metrics(workdir)
     summary = _read_if_there(workdir / "summary.json")
-    evaluation = _read_if_there(workdir / "evaluation.json")
-    if evaluation.get("split") != "test":  # of another split, asked for by hand: not what the page is about
-        evaluation = summary.get("evaluation") or evaluation
+    evaluation = _worth_more(_read_if_there(workdir / "evaluation.json"), summary.get("evaluation") or {})
     grey = config["data"]["binarization"] == "grey"
     page = TEMPLATES.get_template("report.html.jinja").render(
         title=f"VAE ({config['model']['network']}) · {config['dataset']}",
@@ -83,6 +81,14 @@ def write(workdir: epath.PathLike) -> epath.Path:
 
 def _read_if_there(path: epath.Path) -> dict:
     return read_json(path) if path.exists() else {}
+
+
+def _worth_more(by_hand: dict, at_the_end: dict) -> dict:
+    """The evaluation that the page is about: the last one, unless it tells of less than that at the end of the run."""
+    if not at_the_end or not by_hand:
+        return by_hand or at_the_end
+    of_less = by_hand["num_examples"] < at_the_end["num_examples"] or ("elbo" in at_the_end and "elbo" not in by_hand)
+    return at_the_end if by_hand["split"] != "test" or of_less else by_hand
 
 
 # --- Numbers ------------------------------------------------------------------------------------------------
@@ -149,7 +155,7 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
     speeds = [row["examples_per_second"] for row in metrics if "examples_per_second" in row] or [None]
     speed = summary.get("examples_per_second", speeds[-1])
     device = summary.get("hardware", {}).get("device", "training")
-    add("speed", speed and _decimal(speed, 0), "examples/s", device)
+    add("speed", speed and _decimal(speed, 0), "examples/s", f"between looks, {device}")
     if summary:
         total = f"{_duration(summary['total_seconds'])} with start and evaluation"
         add("training time", _duration(summary["train_seconds"]), "", total)

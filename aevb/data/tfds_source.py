@@ -39,7 +39,7 @@ def _import_tfds() -> Any:
         from aevb.data import tfds_builders  # noqa: F401, its classes register themselves
     except ImportError as error:
         raise InputError(
-            f"no local files, and TFDS needs {error.name}: pip install 'aevb[tfds]', or {WAY_OUT}"
+            f"no local files, and TFDS needs {error.name}: pip install -e '.[tfds]', or {WAY_OUT}"
         ) from error
     tfds.disable_progress_bar()
     return tfds

@@ -29,6 +29,7 @@ _MNIST = {
 
 # Grey images of unknown content: a Gaussian that learns each pixel's scale, with means in (0, 1).
 _IMAGES = {"model": {"likelihood": "gaussian", "sigmoid_mean": True}}
+_OWN = {"train": {"eval_every_steps": 100}}  # often few
 
 # What each data set changes in the base; a set that is not named changes nothing but its name.
 DATASETS = {
@@ -46,8 +47,8 @@ DATASETS = {
         "model": {**_IMAGES["model"], "hidden": (200,), "latent_dim": 2},
         "train": {"num_epochs": 500.0},
     },
-    "folder": _IMAGES,
-    "arrays": {"model": {"likelihood": "gaussian"}},
+    "folder": _IMAGES | _OWN,
+    "arrays": {"model": {"likelihood": "gaussian"}} | _OWN,
 }
 
 

@@ -10,6 +10,7 @@ run after another on all devices; runs side by side, which is the default, take 
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -53,11 +54,10 @@ def job_seconds(job: runs.Job, done: float, points: float, rate: float, evaluati
     return (points - done) / rate + evaluations * evaluation + OVERHEAD
 
 
-def costs(points: dict[str, float]) -> list[str]:
+def costs(points: dict[str, float]) -> Iterator[str]:
     """A line a figure: its runs that no figure before it has, their training points and the hours they take."""
     measured: dict[tuple, tuple[float, float]] = {}
     counted: dict[str, float] = {}
-    lines = []
     for name, figure in FIGURES.items():
         seconds, new = 0.0, 0
         for job in figure.jobs():
@@ -71,12 +71,8 @@ def costs(points: dict[str, float]) -> list[str]:
                 seconds += full_vb.PREDICTION_POINTS / measured[kind][0]
             counted[job.name(0)] = points[name]
             new += 1
-        lines.append(line(name, new, points[name], seconds))
-    return [*lines, "gradients: about a minute"]
-
-
-def line(name: str, num_runs: int, points: float, seconds: float) -> str:
-    return f"{name}: {num_runs} runs of {points:.0e} training points, about {seconds / 3600:.1f} hours"
+        yield f"{name}: {new} runs of {points[name]:.0e} training points, about {seconds / 3600:.1f} hours"
+    yield "gradients: about a minute"
 
 
 def commands(points: dict[str, float]) -> list[list[str]]:
@@ -94,7 +90,9 @@ def main(argv: list[str]) -> None:
     if scale not in SCALES:
         raise InputError(f"--scale is {scale!r}: choose one of {', '.join(SCALES)}")
     points = {name: min(figure.TRAINING_POINTS, SCALES[scale]) for name, figure in FIGURES.items()}
-    print("\n".join(costs(points)), flush=True)
+    print("measuring how fast each kind of run is here, a minute or two", flush=True)
+    for cost in costs(points):
+        print(cost, flush=True)
     if flags.FLAGS.dry_run:
         return
     for command in commands(points):

@@ -221,7 +221,7 @@ def test_reachability_by_status(monkeypatch, code, reachable):
 def test_tfds_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     message = error("mnist", data_dir=str(tmp_path))
-    assert "pip install 'aevb[tfds]'" in message and "AEVB_DATA_DIR" in message
+    assert "pip install -e '.[tfds]'" in message and "AEVB_DATA_DIR" in message
 
 
 def test_names_that_cannot_be_had(tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def test_two_estimators_agree(trained, command, tmp_path: pathlib.Path):
         told[estimator] = json.loads(command.ok("evaluate", *args).out)
         assert told[estimator]["estimator"].startswith(f"{num} ")
     # Four standard errors of the difference of two means of 40, and the bias of the annealed one to first order.
-    hmc, ais = told["hmc"]["stderr"], told["ais"]["stderr"]
+    hmc, ais = told["hmc"]["stderr_of_one"], told["ais"]["stderr_of_one"]
     far = 4 * math.hypot(hmc, ais) / math.sqrt(40) + ais**2 / 2
     assert told["hmc"]["nll"] == pytest.approx(told["ais"]["nll"], abs=far)
     assert far < 0.5

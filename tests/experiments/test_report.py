@@ -106,7 +106,7 @@ def test_each_number_stands_with_its_convention(tmp_path):
         "test KL 25.24 nats posterior from prior",
         "bits per dimension 0.179 bits 5,000 importance samples",
         "active units 12 of 20 latent dimensions in use",
-        "speed 51,235 examples/s NVIDIA H200",
+        "speed 51,235 examples/s between looks, NVIDIA H200",
         "training time 1 h 6 min 1 h 11 min with start and evaluation",
     ]
     for convention in (
@@ -136,6 +136,17 @@ def test_evaluation_is_preferred_to_the_summary_and_optional(tmp_path):
     assert not any("bits" in tile or "active" in tile for tile in tiles)
 
 
+@pytest.mark.parametrize(
+    "lesser",
+    [{"num_examples": 50}, {"split": "validation"}, {"elbo": None}],
+    ids=["fewer", "another split", "no bound"],
+)
+def test_an_evaluation_of_less_leaves_the_page_alone(tmp_path, lesser):
+    by_hand = {key: value for key, value in (EVALUATION | {"nll": 9.0} | lesser).items() if value is not None}
+    tiles = page_of(tmp_path, summary=SUMMARY | {"evaluation": EVALUATION}, evaluation=by_hand).tiles
+    assert tiles[0] == "test NLL 1,097.32 ± 0.21 nats 5,000 importance samples"
+
+
 def test_what_is_not_a_density_says_so_beside_each_number(tmp_path):
     page = page_of(tmp_path, summary=SUMMARY, evaluation=EVALUATION | {"density": False})
     marked = [tile.split(" ")[:2] for tile in page.tiles if MARK in tile]
@@ -159,7 +170,7 @@ def test_a_run_that_still_trains_shows_its_log(tmp_path):
     assert page.tiles == [
         "validation ELBO −140.50 nats best so far, step 100",
         "validation KL 20.00 nats step 100",
-        "speed 4,321 examples/s training",
+        "speed 4,321 examples/s between looks, training",
     ]
 
 

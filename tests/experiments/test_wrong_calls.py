@@ -27,7 +27,7 @@ def refused(command, module: str, *args: str, words: list[str], code: int = 2, *
     assert ended.err.endswith("\n")
     assert "Traceback" not in ended.err
     assert [word for word in words if word not in ended.err] == []
-    assert ended.seconds < 10
+    assert ended.seconds < 30  # a few, on a machine with nothing else to do
 
 
 TRAIN = {

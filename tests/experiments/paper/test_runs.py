@@ -136,7 +136,7 @@ def test_only_names_runs(given):
 def test_costs_count_a_shared_run_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(everything, "speeds", lambda job: (1e4, 60.0 if job.figure == "3" else 0.0))
     monkeypatch.setattr(everything, "OVERHEAD", 0.0)
-    lines = everything.costs({"fig2": 1e7, "fig3": 2e6, "fig4": 1e7, "fig5": 1e7, "full_vb": 1e6})
+    lines = [*everything.costs({"fig2": 1e7, "fig3": 2e6, "fig4": 1e7, "fig5": 1e7, "full_vb": 1e6})]
     # 18 runs of 1e7 at 1e4 a second are 5 hours, figure 3's 6 of 2e6 are 20 minutes and 6 evaluations of a
     # minute; one manifold is figure 2's, and of the samples three are figure 2's and one is a manifold's.
     # Six runs of the study are ten minutes, and their predictions take as long as 4e6 points each.

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     if scale not in SCALES:
         raise InputError(f"--scale is {scale!r}: choose one of {', '.join(SCALES)}")
     points = {name: min(figure.TRAINING_POINTS, SCALES[scale]) for name, figure in FIGURES.items()}
-    print("measuring how fast each kind of run is here, a minute or two", flush=True)
+    print("measuring how fast each kind of run is here, a few minutes", flush=True)
     for cost in costs(points):
         print(cost, flush=True)
     if flags.FLAGS.dry_run:

@@ -29,7 +29,7 @@ _MNIST = {
 
 # Grey images of unknown content: a Gaussian that learns each pixel's scale, with means in (0, 1).
 _IMAGES = {"model": {"likelihood": "gaussian", "sigmoid_mean": True}}
-_OWN = {"train": {"eval_every_steps": 100}}  # often few
+_OWN = {"train": {"eval_every_steps": 100}}  # a person's own examples are often few
 
 # What each data set changes in the base; a set that is not named changes nothing but its name.
 DATASETS = {

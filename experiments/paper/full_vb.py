@@ -179,8 +179,9 @@ class Method:
         keys = jax.random.split(self.pixel_key, num)
         pixels = predictive.pixels(self.run.model, self.thetas(num), self.x, keys, of)
         curve = reliability(pixels, self.x.reshape(pixels.shape)) if binary else coverage(pixels)
+        counts = (num, 1) if self.name == "full_vb" else (1, num)  # of the weights, and of z for each of them
         for metric, (value, stderr) in curve.numbers.items():
-            self.add(metric, value, stderr, len(pixels), num if self.name == "full_vb" else 1, num)
+            self.add(metric, value, stderr, len(pixels), *counts)
         return curve
 
     def bound(self) -> None:

@@ -35,14 +35,27 @@ class Samples(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """An evidence lower bound and its parts, scalars in nats: `elbo = log_likelihood - kl`."""
+    """A lower bound on log p(x), the evidence lower bound that it contains, and that one's parts; scalars in nats.
+
+    Attributes:
+      log_likelihood: E_q log p(x | z).
+      kl: KL(q(z | x) || p(z)).
+      excess: what the bound has above the elbo, from the same draws; 0 where it is the elbo.
+    """
 
     log_likelihood: jax.Array
     kl: jax.Array
+    excess: jax.Array | float = 0.0
 
     @property
     def elbo(self) -> jax.Array:
+        """`log_likelihood - kl`."""
         return self.log_likelihood - self.kl
+
+    @property
+    def value(self) -> jax.Array:
+        """The bound itself."""
+        return self.elbo + self.excess
 
 
 BoundFn = Callable[[Samples, dist.Distribution, dist.Distribution], Bound]
@@ -146,35 +159,62 @@ def iwae_bound(samples: Samples) -> jax.Array:
     return logsumexp(samples.log_weights) - jnp.log(samples.log_weights.shape[0])
 
 
+def iwae(samples: Samples, posterior: dist.Distribution, prior: dist.Distribution) -> Bound:
+    """The importance-weighted bound of K draws as what is climbed, beside the elbo of the same draws.
+
+    Its gradient is that of `log mean_k w_k` through the draws, `sum_k w_k / sum_j w_j grad log w_k` (Burda et al., eq.
+    14). It rises to log p(x) with K, and with it falls the part of the gradient that tells the posterior.
+    """
+    elbo = sgvb_a(samples, posterior, prior)
+    return elbo._replace(excess=iwae_bound(samples) - elbo.elbo)
+
+
 def kl(posterior: dist.Distribution, prior: dist.Distribution) -> jax.Array:
     """KL(q || p) in nats, in closed form (appendix B for Gaussians), a scalar.
 
     NumPyro's of a Kumaraswamy from a beta distribution is exact where that is the uniform one, else a cut-off series.
+    It lacks that of N(mu, L L^T) from a p that factorizes: `sum_j [KL(q_j || p_j) + log(sigma_j / L_jj)]`, with
+    `sigma_j^2 = (L L^T)_jj`; the logarithms sum to KL(q || prod_j q_j), the total correlation.
 
     Raises:
-      NotImplementedError: when NumPyro knows no closed form for this pair.
+      NotImplementedError: when there is no closed form for this pair.
     """
+    if isinstance(posterior, dist.MultivariateNormal) and isinstance(prior, dist.Independent):
+        ratios = jnp.sqrt(posterior.variance) / jnp.diagonal(posterior.scale_tril)
+        return kl_per_dim(posterior, prior).sum() + jnp.log(ratios).sum()
     return dist.kl_divergence(posterior, prior)
 
 
 def kl_per_dim(posterior: dist.Distribution, prior: dist.Distribution, z: jax.Array | None = None) -> jax.Array:
-    """KL(q || p) in nats of each latent dimension, `[latent]`, where posterior and prior both factorize over them.
+    """KL(q_j || p_j) in nats between the marginals of each latent dimension, `[latent]`.
 
-    In closed form where NumPyro knows one, else the Monte Carlo estimate `mean_k [log q(z_kj) - log p(z_kj)]`.
+    For a prior that factorizes, `KL(q || p) = sum_j KL(q_j || p_j) + KL(q || prod_j q_j)`. So they sum to the KL where
+    the posterior factorizes too; where it is correlated they sum to less, by its total correlation.
+
+    In closed form where NumPyro knows one, else the Monte Carlo estimate `mean_k [log q_j(z_kj) - log p_j(z_kj)]`.
 
     Args:
       z: K draws from the posterior, `[K, latent]`, for pairs without a closed form; others do not read them.
 
     Raises:
-      NotImplementedError: when there is neither a closed form nor z.
+      NotImplementedError: when there is neither a closed form nor z, or no closed form of the marginals, as of a flow.
     """
-    q, p = posterior.base_dist, prior.base_dist
+    q, p = _marginals(posterior), _marginals(prior)
     try:
         return dist.kl_divergence(q, p)
     except NotImplementedError:
         if z is None:
             raise
         return jax.vmap(lambda z: q.log_prob(z) - p.log_prob(z))(z).mean(axis=0)
+
+
+def _marginals(distribution: dist.Distribution) -> dist.Distribution:
+    """The distributions of each z_j, of batch shape `[latent]`."""
+    if isinstance(distribution, dist.Independent):
+        return distribution.base_dist
+    if isinstance(distribution, dist.MultivariateNormal):
+        return dist.Normal(distribution.mean, jnp.sqrt(distribution.variance))
+    raise NotImplementedError(f"the marginals of a {type(distribution).__name__} have no closed form")
 
 
 def minibatch_estimate(bounds: jax.Array, num_examples: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aevb.data import Split
+from aevb.data import Datapoint, Split
 from aevb.data.arrays import converted
 from aevb.data.binarization import Preprocess, check_values, prepare
 from aevb.data.feeding import InMemory, Streaming
@@ -61,8 +61,8 @@ def make_train_steps(
         index = jax.lax.axis_index(DEVICE_AXIS) * num + jnp.arange(num)
         data_key, learner_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(data_key, index)
-        x = jax.vmap(preprocess)(fed.stored, fed.example_id, keys)
-        batch = Batch(x, fed.label, index, fed.example_id)
+        x, context = jax.vmap(preprocess)(fed.stored, fed.label, fed.example_id, keys)
+        batch = Batch(x, context, index, fed.example_id)
         state, metrics = learner.update(state, batch, learner_key, axis_name)
         if state.ema_params is not None:
             # Early on the average is over the steps there were: (1 + t) / (10 + t) rises to ema_decay.
@@ -169,7 +169,7 @@ def _check_chains(metrics: dict[str, np.ndarray], first_step: int) -> None:
 
 
 def map_examples(
-    fn: Callable[[Any, jax.Array, jax.Array], Any],
+    fn: Callable[[Any, Datapoint, jax.Array], Any],
     preprocess: Preprocess,
     batch_size: int,
     devices: Sequence[jax.Device] | None = None,
@@ -177,7 +177,7 @@ def map_examples(
     """Map a function of one datapoint over a split, on every device, each example exactly once.
 
     Args:
-      fn: `(params, x, key) -> tree of arrays`, for one datapoint x `[*event]`.
+      fn: `(params, point, key) -> tree of arrays`, for one datapoint.
       preprocess: from a stored example to a datapoint.
       batch_size: examples at once, over all devices; the last batch is padded, and the padding dropped from the result.
       devices: all local ones unless given.
@@ -190,20 +190,21 @@ def map_examples(
     per_device = -(-batch_size // len(devices))
     batch_size = per_device * len(devices)
 
-    def one(params: Any, key: jax.Array, stored: jax.Array, example_id: jax.Array) -> Any:
+    def one(params: Any, key: jax.Array, stored: jax.Array, label: jax.Array | None, example_id: jax.Array) -> Any:
         data_key, model_key = jax.random.split(jax.random.fold_in(key, example_id))
-        return fn(params, preprocess(stored, example_id, data_key), model_key)
+        return fn(params, preprocess(stored, label, example_id, data_key), model_key)
 
-    batched = jax.vmap(one, in_axes=(None, None, 0, 0))
-    mapped = jax.pmap(batched, axis_name=DEVICE_AXIS, in_axes=(0, None, 0, 0), devices=devices)
+    batched = jax.vmap(one, in_axes=(None, None, 0, 0, 0))
+    mapped = jax.pmap(batched, axis_name=DEVICE_AXIS, in_axes=(0, None, 0, 0, 0), devices=devices)
 
     def run(params: Any, split: Split, key: jax.Array) -> Iterator[Any]:
         num_examples = len(split.examples)
         for start in range(0, num_examples, batch_size):
             ids = np.arange(start, start + batch_size)
             rows = np.minimum(ids, num_examples - 1)
-            stored = read_rows(split.examples, rows)
-            fed = [leaf.reshape(len(devices), per_device, *leaf.shape[1:]) for leaf in (stored, rows.astype(np.int32))]
+            labels = None if split.labels is None else split.labels[rows]
+            fed = (read_rows(split.examples, rows), labels, rows.astype(np.int32))
+            fed = jax.tree.map(lambda leaf: leaf.reshape(len(devices), per_device, *leaf.shape[1:]), fed)
             out = mapped(params, key, *fed)
             kept = min(batch_size, num_examples - start)
             yield jax.tree.map(lambda leaf: np.asarray(leaf).reshape(batch_size, *leaf.shape[2:])[:kept], out)  # noqa: B023
@@ -224,6 +225,7 @@ def collect(batches: Iterator[Any]) -> Any:
 def fit(
     learner: Learner,
     examples: np.ndarray,
+    contexts: np.ndarray | None = None,
     *,
     num_steps: int,
     batch_size: int = 100,
@@ -235,6 +237,7 @@ def fit(
     Args:
       learner: for example `aevb.learners.aevb.learner(model, optax.adam(1e-3))`.
       examples: `[N, *event]`; integers 0..255 stand for value / 255, booleans for 0 and 1, floats for themselves.
+      contexts: what a conditional model is told beside each example, `[N, context]`.
       num_steps: updates to make.
       batch_size: over all local devices.
       binarization: a name of `aevb.data.binarization.BINARIZATIONS`.
@@ -251,7 +254,8 @@ def fit(
     examples = converted(np.asarray(examples), "the array of examples")
     check_values(examples, binarization, learner.support, "the array of examples")
     init_key, shuffle_key, static_key = jax.random.split(jax.random.key(seed), 3)
-    split, preprocess = prepare(Split(examples, None), binarization, static_key)
+    context = None if contexts is None else jnp.float32
+    split, preprocess = prepare(Split(examples, contexts), binarization, static_key, context)
     feed = InMemory(split, batch_size, shuffle_key)
     state = learner.init(init_key)
     for replicated, _ in train(learner, state, feed, preprocess, num_steps=num_steps):

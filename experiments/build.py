@@ -34,7 +34,8 @@ class Run:
       dataset: the three splits.
       model: encode, decode, prior.
       learner: init and update.
-      bound: the bound that is trained and evaluated.
+      elbo: the estimator of the elbo that is evaluated, whatever bound is trained.
+      context: from a label to what the model is told; None for a model without.
       preprocess: from a stored example to a datapoint, for each split.
       learning_rate: a function of the step.
       num_steps: where training ends.
@@ -45,7 +46,8 @@ class Run:
     dataset: data.Dataset
     model: models.VAE
     learner: learners.Learner
-    bound: Callable[..., bounds.Bound]
+    elbo: Callable[..., bounds.Bound]
+    context: data.LabelContext | None
     preprocess: dict[str, binarization.Preprocess]
     learning_rate: optax.Schedule
     num_steps: int
@@ -121,14 +123,14 @@ class Run:
         """What the evaluation of a split derives from, with the index of the example."""
         return jax.random.fold_in(self.eval_key, SPLITS.index(name))
 
-    def map_split(self, fn: Callable[[Any, jax.Array, jax.Array], Any], name: str, batches: int = 1) -> Callable:
+    def map_split(self, fn: Callable[[Any, data.Datapoint, jax.Array], Any], name: str, batches: int = 1) -> Callable:
         """`map_examples` over a split of this run, `batches` times the config's batch at once."""
         return map_examples(fn, self.preprocess[name], batches * self.eval_batch_size)
 
     @functools.cache  # noqa: B019, a run lives as long as its process
     def bound_of_split(self, name: str) -> Callable:
-        """`map_examples` of the trained bound, compiled once a split."""
-        return self.map_split(aevb_learner.datapoint_bound(self.model, self.bound), name, batches=10)
+        """`map_examples` of the elbo, compiled once a split."""
+        return self.map_split(aevb_learner.datapoint_bound(self.model, self.elbo), name, batches=10)
 
     @property
     def eval_batch_size(self) -> int:
@@ -147,7 +149,8 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
     num_examples = len(dataset.train.examples)
     num_steps = math.ceil(config.train.num_epochs * num_examples / config.train.batch_size)
     config = choices.fill_in(config, num_steps)
-    model = choices.make_model(config.model, dataset.event_shape)
+    context = make_context(config, dataset)
+    model = choices.make_model(config.model, dataset.event_shape, context.size if context else 0)
     choices.check_bound(config, model)
     for name in SPLITS:
         binarization.check_values(
@@ -160,7 +163,7 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
         raise InputError("config.train.patience needs a validation split: set config.data.validation_size above 0")
     static_keys = jax.random.split(jax.random.fold_in(jax.random.key(config.data.seed), DATA_STREAM), len(SPLITS))
     prepared = {
-        name: binarization.prepare(getattr(dataset, name), config.data.binarization, key)
+        name: binarization.prepare(getattr(dataset, name), config.data.binarization, key, context)
         for name, key in zip(SPLITS, static_keys, strict=True)
     }
     init_key, shuffle_key, eval_key, draw_key = jax.random.split(jax.random.key(config.seed), 4)
@@ -169,7 +172,8 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
         dataset=dataclasses.replace(dataset, **{name: split for name, (split, _) in prepared.items()}),
         model=model,
         learner=choices.make_learner(config, model, num_examples),
-        bound=choices.bound_function(config.bound),
+        elbo=choices.elbo_function(model),
+        context=context,
         preprocess={name: preprocess for name, (_, preprocess) in prepared.items()},
         learning_rate=choices.learning_rate(config.optimizer),
         num_steps=num_steps,
@@ -178,6 +182,17 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
         eval_key=eval_key,
         draw_key=draw_key,
     )
+
+
+def make_context(config: ConfigDict, dataset: data.Dataset) -> data.LabelContext | None:
+    """What the model is told of a datapoint, of `config.model.context`.
+
+    Raises:
+      InputError: labels are asked for that the data do not have.
+    """
+    if config.model.context == "none":
+        return None
+    return data.label_context(dataset)
 
 
 def load_data(config: ConfigDict) -> data.Dataset:

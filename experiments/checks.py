@@ -17,10 +17,12 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "model.network": choices.NETWORKS,
     "model.activation": choices.ACTIVATIONS,
     "model.posterior": choices.POSTERIORS,
+    "model.context": ("none", "label"),
     "model.prior": choices.PRIORS,
     "model.likelihood": choices.LIKELIHOODS,
     "model.scale": ("learned", "fixed"),
     "bound.name": choices.BOUNDS,
+    "bound.kl_schedule": choices.KL_SCHEDULES,
     "learner.name": choices.LEARNERS,
     "optimizer.name": choices.OPTIMIZERS,
     "optimizer.schedule": choices.SCHEDULES,
@@ -31,6 +33,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
 _POSITIVE = (
     "model.latent_dim",
     "bound.num_samples",
+    "bound.adaptation_rate",
     "optimizer.learning_rate",
     "model.fixed_scale",
     "train.num_epochs",
@@ -46,6 +49,8 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "bound.kl_weight",
     "bound.kl_warmup_steps",
+    "bound.kl_cycle_steps",
+    "bound.free_bits",
     "model.min_scale",
     "optimizer.hold_steps",
     "optimizer.warmup_steps",
@@ -111,7 +116,13 @@ def _check_pairs(flat: dict[str, Any]) -> None:
             f"config.optimizer.weight_decay is {flat['optimizer.weight_decay']}, but {flat['optimizer.name']} has "
             "none: use --config.optimizer.name=adamw, or --config.bound.weight_prior=True for the paper's prior"
         )
+    if flat["model.prior"] == "conditional_gaussian" and flat["model.context"] == "none":
+        raise InputError(
+            "config.model.prior is conditional_gaussian, which is one of a context, and config.model.context is none: set "
+            "--config.model.context=label, or --config.model.prior=standard_normal"
+        )
     _check_learner(flat)
+    _check_kl(flat)
     _check_estimator(flat)
     if flat["train.patience"] and (flat["eval.curve_split"] == "test" or flat["eval.curve_measure"] == "none"):
         raise InputError(
@@ -139,6 +150,39 @@ def _check_learner(flat: dict[str, Any]) -> None:
             f"config.learner.name is {name}, which trains no encoder and so has no bound: set "
             f"--config.eval.curve_measure=marginal and --config.eval.estimator=hmc, or none and ais above {LARGEST_DIM}"
             f" latent dimensions, or start from experiments/configs/paper.py:mnist,{name}"
+        )
+
+
+def _check_kl(flat: dict[str, Any]) -> None:
+    """Refuse keys that beta's schedule does not read, or needs, and a KL that is weighed where the bound has none."""
+    default, schedule = flatten(base.get_config().to_dict()), flat["bound.kl_schedule"]
+    _, reads = choices.KL_SCHEDULES[schedule]
+    for key in sorted({key for _, keys in choices.KL_SCHEDULES.values() for key in keys}):
+        name = f"bound.{key}"
+        if key not in reads and flat[name] != default[name]:
+            raise InputError(
+                f"config.{name} is {flat[name]}, but the {schedule} schedule of beta does not read it: leave it "
+                f"{default[name]}, or choose another --config.bound.kl_schedule"
+            )
+        if key in reads and key.endswith("_steps") and not flat[name]:
+            raise InputError(f"config.{name} is 0, but the {schedule} schedule of beta needs it: set it above 0")
+    if schedule == "cyclical" and flat["bound.kl_cycle_steps"] < flat["bound.kl_warmup_steps"]:
+        raise InputError(
+            f"config.bound.kl_cycle_steps is {flat['bound.kl_cycle_steps']}, shorter than the rise in it, "
+            f"config.bound.kl_warmup_steps, which is {flat['bound.kl_warmup_steps']}: make it at least as long"
+        )
+    if schedule == "adaptive" and not flat["bound.kl_weight"] > 0:
+        raise InputError("config.bound.kl_weight is 0, from where an adaptive beta never moves: set it above 0")
+    for name in ("bound.kl_weight", "bound.kl_schedule", "bound.free_bits"):
+        if flat["bound.name"] == "iwae" and flat[name] != default[name]:
+            raise InputError(
+                f"config.{name} is {flat[name]}, but the bound iwae has no KL to weigh: leave it {default[name]}, or "
+                "use --config.bound.name=sgvb_b"
+            )
+    if flat["bound.name"] == "iwae" and flat["learner.name"] != "aevb":
+        raise InputError(
+            f"config.bound.name is iwae, which only the learner aevb climbs: use --config.bound.name=sgvb_b with "
+            f"{flat['learner.name']}"
         )
 
 

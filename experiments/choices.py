@@ -15,7 +15,7 @@ from aevb import bounds, learners, models, networks
 from aevb.errors import InputError
 from aevb.inference.annealed_importance import MIN_CHAINS
 from aevb.learners import aevb as aevb_learner
-from aevb.learners import full_vb, mcem, wake_sleep
+from aevb.learners import full_vb, kl_weights, mcem, wake_sleep
 
 NETWORKS: Mapping[str, Callable] = {"mlp": networks.MLP}
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "gelu": nn.gelu, "elu": nn.elu, "softplus": nn.softplus}
@@ -25,6 +25,7 @@ POSTERIORS: Mapping[str, Callable[[], nn.Module]] = {
 }
 PRIORS: Mapping[str, Callable[[int], nn.Module]] = {
     "standard_normal": models.StandardNormal,
+    "conditional_gaussian": models.ConditionalGaussian,
     **{family: functools.partial(models.FactorizedPrior, family) for family in models.FAMILIES},
 }
 LIKELIHOODS: Mapping[str, Callable[[ConfigDict], nn.Module]] = {
@@ -36,7 +37,23 @@ LIKELIHOODS: Mapping[str, Callable[[ConfigDict], nn.Module]] = {
         sigmoid_mean=model.sigmoid_mean,
     ),
 }
-BOUNDS = {"sgvb_a": bounds.sgvb_a, "sgvb_b": bounds.sgvb_b, "score_function": bounds.score_function}
+BOUNDS = {
+    "sgvb_a": bounds.sgvb_a,
+    "sgvb_b": bounds.sgvb_b,
+    "score_function": bounds.score_function,
+    "iwae": bounds.iwae,
+}
+# From the bound's keys to a factor of beta, a function of the step; and which of the keys each reads.
+KL_SCHEDULES: Mapping[str, tuple[Callable[[ConfigDict], optax.Schedule | None], tuple[str, ...]]] = {
+    "constant": (lambda keys: None, ()),
+    "linear": (lambda keys: optax.linear_schedule(0.0, 1.0, keys.kl_warmup_steps), ("kl_warmup_steps",)),
+    "cosine": (lambda keys: kl_weights.cosine_schedule(keys.kl_warmup_steps), ("kl_warmup_steps",)),
+    "cyclical": (
+        lambda keys: kl_weights.cyclical_schedule(keys.kl_warmup_steps, keys.kl_cycle_steps),
+        ("kl_warmup_steps", "kl_cycle_steps"),
+    ),
+    "adaptive": (lambda keys: None, ("log_likelihood_target", "adaptation_rate")),
+}
 # Each with the keys of the config that it reads.
 OPTIMIZERS: Mapping[str, tuple[Callable[..., optax.GradientTransformation], dict[str, str]]] = {
     "adam": (optax.adam, {}),
@@ -55,7 +72,7 @@ SCHEDULES: Mapping[str, Callable[[ConfigDict], optax.Schedule]] = {
 # From the config, the size of the training set, and what every learner takes.
 LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
     "aevb": lambda config, num_examples, **common: aevb_learner.learner(
-        **common, **bound_of(config.bound), **kl_weights(config.bound)
+        **common, **bound_of(config.bound), **kl_options(config.bound)
     ),
     "wake_sleep": lambda config, num_examples, **common: wake_sleep.learner(**common, **bound_of(config.bound)),
     "full_vb": lambda config, num_examples, weight_prior_examples, **common: full_vb.learner(
@@ -75,7 +92,12 @@ LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
         "bound.name",
         "bound.num_samples",
         "bound.kl_weight",
+        "bound.kl_schedule",
         "bound.kl_warmup_steps",
+        "bound.kl_cycle_steps",
+        "bound.log_likelihood_target",
+        "bound.adaptation_rate",
+        "bound.free_bits",
         "bound.weight_prior",
     ),
     "wake_sleep": ("bound.name", "bound.num_samples", "bound.weight_prior"),
@@ -103,7 +125,7 @@ ESTIMATORS = {
 }
 
 
-def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
+def make_model(keys: ConfigDict, event_shape: tuple[int, ...], context_dim: int) -> models.VAE:
     network = functools.partial(
         NETWORKS[keys.network],
         hidden=tuple(keys.hidden),
@@ -117,6 +139,7 @@ def make_model(keys: ConfigDict, event_shape: tuple[int, ...]) -> models.VAE:
         posterior=POSTERIORS[keys.posterior](),
         likelihood=LIKELIHOODS[keys.likelihood](keys),
         prior=PRIORS[keys.prior](keys.latent_dim),
+        context_dim=context_dim,
     )
 
 
@@ -153,8 +176,10 @@ def has_bound(learner: str) -> bool:
     return "bound.name" in LEARNER_KEYS[learner]
 
 
-def bound_function(keys: ConfigDict) -> bounds.BoundFn:
-    return BOUNDS[keys.name]
+def elbo_function(model: models.VAE) -> bounds.BoundFn:
+    """The elbo that evaluation computes, whatever is trained: with its KL in closed form, where there is one."""
+    pair = model.posterior, model.prior, model.latent_dim, model.context_dim
+    return bounds.sgvb_b if models.has_closed_form_kl(*pair) else bounds.sgvb_a
 
 
 def check_bound(config: ConfigDict, model: models.VAE) -> None:
@@ -164,7 +189,7 @@ def check_bound(config: ConfigDict, model: models.VAE) -> None:
       InputError: NumPyro knows no KL of this posterior from this prior.
     """
     if names(config)["bound"] == "sgvb_b" and not models.has_closed_form_kl(
-        model.posterior, model.prior, model.latent_dim
+        model.posterior, model.prior, model.latent_dim, model.context_dim
     ):
         raise InputError(
             f"config.bound.name is sgvb_b, whose KL has no closed form for the posterior {config.model.posterior} and "
@@ -173,12 +198,18 @@ def check_bound(config: ConfigDict, model: models.VAE) -> None:
 
 
 def bound_of(keys: ConfigDict) -> dict[str, Any]:
-    return {"bound": bound_function(keys), "num_samples": keys.num_samples}
+    return {"bound": BOUNDS[keys.name], "num_samples": keys.num_samples}
 
 
-def kl_weights(keys: ConfigDict) -> dict[str, Any]:
-    warmup = optax.linear_schedule(0.0, 1.0, keys.kl_warmup_steps) if keys.kl_warmup_steps else None
-    return {"kl_weight": keys.kl_weight, "kl_warmup": warmup}
+def kl_options(keys: ConfigDict) -> dict[str, Any]:
+    schedule, _ = KL_SCHEDULES[keys.kl_schedule]
+    return {
+        "kl_weight": keys.kl_weight,
+        "kl_schedule": schedule(keys),
+        "free_bits": keys.free_bits,
+        "log_likelihood_target": keys.log_likelihood_target if keys.kl_schedule == "adaptive" else None,
+        "adaptation_rate": keys.adaptation_rate,
+    }
 
 
 def make_optimizer(keys: ConfigDict, updates_per_step: int = 1) -> optax.GradientTransformation:

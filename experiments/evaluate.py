@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from aevb import bounds, data, training
 from aevb.checkpoints import Checkpoints
+from aevb.data import Datapoint
 from aevb.errors import InputError, NonFiniteError
 from aevb.inference.annealed_importance import NUM_TEMPERATURES, AISEstimate, annealed_importance_estimate
 from aevb.inference.diagnostics import active_units
@@ -29,7 +30,7 @@ from aevb.inference.marginal_likelihood import HMCEstimate, check_chains, hmc_es
 from experiments import build, choices, cli, report, workdir
 from experiments.build import Run
 
-DatapointFn = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
+DatapointFn = Callable[[Any, Datapoint, jax.Array], Any]
 KL_SAMPLES = 50  # draws a datapoint for the KL of each dimension, where it has no closed form
 
 
@@ -84,12 +85,12 @@ def curve_rows(run: Run, params: Any) -> list[dict[str, Any]]:
 def importance(run: Run, num_samples: int) -> DatapointFn:
     """The bound and its parts, and log p(x) by importance sampling, from the same draws."""
 
-    def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        vae = run.model.bind({"params": params})
-        posterior, prior = vae.encode(x), vae.prior()
+    def one(params: Any, point: Datapoint, key: jax.Array) -> dict[str, jax.Array]:
+        vae = run.model.bind({"params": params}).given(point.context)
+        posterior, prior = vae.encode(point.x), vae.prior()
         estimate_key, kl_key = jax.random.split(key)
-        estimate = importance_estimate(estimate_key, x, posterior, prior, vae.decode, num_samples)
-        closed_form = run.bound is bounds.sgvb_b
+        estimate = importance_estimate(estimate_key, point.x, posterior, prior, vae.decode, num_samples)
+        closed_form = run.elbo is bounds.sgvb_b
         z = jax.vmap(posterior.sample)(jax.random.split(kl_key, KL_SAMPLES))
         return {
             **estimate._asdict(),
@@ -104,9 +105,9 @@ def importance(run: Run, num_samples: int) -> DatapointFn:
 def hmc(run: Run, num_samples: int) -> DatapointFn:
     """log p(x) by the estimator of appendix D."""
 
-    def one(params: Any, x: jax.Array, key: jax.Array) -> HMCEstimate:
-        vae = run.model.bind({"params": params})
-        return hmc_estimate(key, x, vae.prior(), vae.decode, num_samples=num_samples)
+    def one(params: Any, point: Datapoint, key: jax.Array) -> HMCEstimate:
+        vae = run.model.bind({"params": params}).given(point.context)
+        return hmc_estimate(key, point.x, vae.prior(), vae.decode, num_samples=num_samples)
 
     return one
 
@@ -114,9 +115,9 @@ def hmc(run: Run, num_samples: int) -> DatapointFn:
 def ais(run: Run, num_samples: int) -> DatapointFn:
     """log p(x) by annealed importance sampling, with so many chains."""
 
-    def one(params: Any, x: jax.Array, key: jax.Array) -> AISEstimate:
-        vae = run.model.bind({"params": params})
-        return annealed_importance_estimate(key, x, vae.prior(), vae.decode, num_chains=num_samples)
+    def one(params: Any, point: Datapoint, key: jax.Array) -> AISEstimate:
+        vae = run.model.bind({"params": params}).given(point.context)
+        return annealed_importance_estimate(key, point.x, vae.prior(), vae.decode, num_chains=num_samples)
 
     return one
 

@@ -51,11 +51,11 @@ class Artist:
             self._encode(self.replicated, data.head(self.split, num), self.run.split_key(self.split_name))
         )
 
-    def _encode_one(self, params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        vae = self.run.model.bind({"params": params})
-        posterior = vae.encode(x)
+    def _encode_one(self, params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
+        vae = self.run.model.bind({"params": params}).given(point.context)
+        posterior = vae.encode(point.x)
         z = jax.vmap(posterior.sample)(jax.random.split(key, evaluate.KL_SAMPLES))
-        return {"x": x, "mean": posterior.mean, "kl_per_dim": bounds.kl_per_dim(posterior, vae.prior(), z)}
+        return {"x": point.x, "mean": posterior.mean, "kl_per_dim": bounds.kl_per_dim(posterior, vae.prior(), z)}
 
 
 def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:

@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.special import expit, logsumexp
 
 from aevb import bounds, models
+from aevb.data import Datapoint
 from aevb.learners.aevb import datapoint_bound
 from aevb.networks import MLP
 
@@ -262,7 +263,7 @@ def bounds_and_grads(name, params, keys, num_samples=1, kl_weight=1.0, x=X):
     """The bound of each key, and the gradient of log_likelihood - kl_weight kl."""
 
     def objective(params, key):
-        bound = datapoint_bound(lg.MODEL, GRADIENTS[name], num_samples)(params, x, key)
+        bound = datapoint_bound(lg.MODEL, GRADIENTS[name], num_samples)(params, Datapoint(x), key)
         return bound.log_likelihood - kl_weight * bound.kl, bound
 
     grads, values = jax.vmap(jax.grad(objective, has_aux=True), in_axes=(None, 0))(params, keys)

@@ -20,7 +20,7 @@ BELOW = {
     "checkpoints": set(),
     "figures": set(),
     "models": {"networks", "bounds"},
-    "learners": {"inference", "models", "networks", "bounds"},
+    "learners": {"inference", "models", "networks", "bounds", "data"},
     "inference": {"models", "networks", "bounds"},
     "training": {"learners", "inference", "models", "networks", "bounds", "data"},
 }

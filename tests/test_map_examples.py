@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aevb import training
-from aevb.data import Split
+from aevb.data import Datapoint, Split
 from aevb.data.binarization import make_preprocess
 
 PIXELS = np.random.default_rng(0).integers(0, 256, size=(20, 6), dtype=np.uint8)
@@ -32,8 +32,8 @@ class Shelf:
     ("batch_size", "devices"), [(1, 1), (3, 2), (4, 4), (10, 1), (16, 2), (20, 4), (7, 4), (64, 1)]
 )
 def test_map_examples_sees_each_example_once_in_order(batch_size, devices):
-    def fn(params, x, key):
-        return {"x": params * x, "key": jax.random.key_data(key), "noise": jax.random.normal(key)}
+    def fn(params, point, key):
+        return {"x": params * point.x, "key": jax.random.key_data(key), "noise": jax.random.normal(key)}
 
     split, key = Split(PIXELS, None), jax.random.key(5)
     mapped = training.map_examples(fn, RAW, batch_size, devices=jax.devices()[:devices])
@@ -49,7 +49,7 @@ def test_map_examples_sees_each_example_once_in_order(batch_size, devices):
 def mapped_alone():
     """One example at a time, each a split of its own prefix: nothing of batches or devices can show."""
     mapped = training.map_examples(
-        lambda params, x, key: {"key": jax.random.key_data(key), "noise": jax.random.normal(key)},
+        lambda params, point, key: {"key": jax.random.key_data(key), "noise": jax.random.normal(key)},
         RAW,
         1,
         devices=jax.devices()[:1],
@@ -59,10 +59,10 @@ def mapped_alone():
 
 
 def test_map_examples_gives_data_and_model_other_keys_and_reads_sources_out_of_memory():
-    def preprocess(stored, example_id, key):
-        return jnp.concatenate([jax.random.key_data(key), example_id[None].astype(jnp.uint32)])
+    def preprocess(stored, label, example_id, key):
+        return Datapoint(jnp.concatenate([jax.random.key_data(key), example_id[None].astype(jnp.uint32)]))
 
-    mapped = training.map_examples(lambda params, x, key: (x, jax.random.key_data(key)), preprocess, 8)
+    mapped = training.map_examples(lambda params, point, key: (point.x, jax.random.key_data(key)), preprocess, 8)
     params = training.replicate(jnp.float32(0))
     data, model = training.collect(mapped(params, Split(Shelf(PIXELS), None), jax.random.key(5)))
     np.testing.assert_array_equal(data[:, 2], np.arange(len(PIXELS)))

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from aevb import models, training
 from aevb.checkpoints import Checkpoints
-from aevb.data import Split
+from aevb.data import Datapoint, Split
 from aevb.data.binarization import make_preprocess
 from aevb.data.feeding import InMemory
 from aevb.errors import InputError, NonFiniteError, SamplingError
@@ -28,7 +28,7 @@ RAW = make_preprocess("none")
 @functools.cache
 def make_learner():
     model = models.vae((6,), 2, network=functools.partial(MLP, hidden=(5,)))
-    return aevb.learner(model, optax.adam(0.02), kl_warmup=optax.linear_schedule(0.0, 1.0, 15))
+    return aevb.learner(model, optax.adam(0.02), kl_schedule=optax.linear_schedule(0.0, 1.0, 15))
 
 
 make_train_steps = functools.cache(training.make_train_steps)
@@ -235,8 +235,8 @@ def test_no_key_is_used_twice():
     def update(params, batch, key, axis_name):
         return params, {"learner_key": jax.random.key_data(key), "data_keys": batch.x}
 
-    def give_key(stored, example_id, key):
-        return jax.random.key_data(key)
+    def give_key(stored, label, example_id, key):
+        return Datapoint(jax.random.key_data(key))
 
     state = recorder_state(jnp.float32(0))
     kept = [
@@ -272,8 +272,8 @@ def test_the_keys_of_a_step_depend_on_the_step_and_not_on_the_devices():
         every = batch.x if axis_name is None else jax.lax.all_gather(batch.x, axis_name).reshape(8, 2)
         return params, {"data_keys": every}
 
-    def give_key(stored, example_id, key):
-        return jax.random.key_data(key)
+    def give_key(stored, label, example_id, key):
+        return Datapoint(jax.random.key_data(key))
 
     seen = []
     for devices in (1, 2, 4):
@@ -293,7 +293,7 @@ def test_fit_uses_one_key_for_each_purpose(monkeypatch):
         used.append(key)
         return InMemory(split, batch_size, key)
 
-    def prepare(split, binarization, static_key):
+    def prepare(split, binarization, static_key, context):
         used.append(static_key)
         return split, make_preprocess(binarization, static_key)
 

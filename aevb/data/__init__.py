@@ -6,11 +6,11 @@ from pathlib import Path
 from aevb.data.arrays import read_arrays
 from aevb.data.folder import read_folder
 from aevb.data.published import read_digits, read_published
-from aevb.data.splits import Dataset, RandomAccess, Split, divide, head
+from aevb.data.splits import Datapoint, Dataset, LabelContext, RandomAccess, Split, divide, head, label_context
 from aevb.data.tfds_source import read_tfds
 from aevb.errors import InputError
 
-__all__ = ["SOURCES", "Dataset", "RandomAccess", "Split", "head", "load"]
+__all__ = ["SOURCES", "Datapoint", "Dataset", "LabelContext", "RandomAccess", "Split", "head", "label_context", "load"]
 
 # name -> read(name, data_dir, memory_limit_mb), which returns the splits that the source has of its own.
 SOURCES: dict[str, Callable[[str, Path | None, int], dict[str, Split]]] = {

@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aevb.data import RandomAccess, Split
+from aevb.data import Datapoint, RandomAccess, Split
 from aevb.errors import InputError
 
 BINARIZATIONS = ("none", "static", "dynamic", "threshold", "grey")
 
 DRAWN_AT_ONCE = 10_000  # examples, in one call
 
-# From (stored example, its index in the split, a key for this sighting) to the datapoint, float32 [*event].
-Preprocess = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# From (stored example, its label or None, its index in the split, a key for this sighting) to the datapoint.
+Preprocess = Callable[[jax.Array, jax.Array | None, jax.Array, jax.Array], Datapoint]
+Context = Callable[[jax.Array], jax.Array]  # from a label to the vector that models are told
 
 
 def to_unit(stored: jax.Array) -> jax.Array:
@@ -44,12 +45,15 @@ def bernoulli_pixels(key: jax.Array, stored: jax.Array) -> jax.Array:
     return (bits < threshold).astype(jnp.float32).reshape(stored.shape)
 
 
-def make_preprocess(binarization: str, static_key: jax.Array | None = None) -> Preprocess:
+def make_preprocess(
+    binarization: str, static_key: jax.Array | None = None, context: Context | None = None
+) -> Preprocess:
     """The function that turns one stored example into one datapoint.
 
     Args:
       binarization: a name of `BINARIZATIONS`.
       static_key: what `static` draws derive from, with the example's index; one key a split.
+      context: what a label becomes; None leaves labels out of the datapoint.
 
     Raises:
       InputError: for an unknown name.
@@ -57,7 +61,7 @@ def make_preprocess(binarization: str, static_key: jax.Array | None = None) -> P
     if binarization not in BINARIZATIONS:
         raise InputError(f"binarization {binarization!r} is unknown: choose one of {', '.join(BINARIZATIONS)}")
 
-    def preprocess(stored: jax.Array, example_id: jax.Array, key: jax.Array) -> jax.Array:
+    def values(stored: jax.Array, example_id: jax.Array, key: jax.Array) -> jax.Array:
         if binarization == "dynamic":
             return bernoulli_pixels(key, stored)
         if binarization == "static":
@@ -66,17 +70,22 @@ def make_preprocess(binarization: str, static_key: jax.Array | None = None) -> P
             return (to_unit(stored) > 0.5).astype(jnp.float32)
         return to_unit(stored)
 
+    def preprocess(stored: jax.Array, label: jax.Array | None, example_id: jax.Array, key: jax.Array) -> Datapoint:
+        return Datapoint(values(stored, example_id, key), None if context is None else context(label))
+
     return preprocess
 
 
-def prepare(split: Split, binarization: str, static_key: jax.Array | None = None) -> tuple[Split, Preprocess]:
+def prepare(
+    split: Split, binarization: str, static_key: jax.Array | None = None, context: Context | None = None
+) -> tuple[Split, Preprocess]:
     """A split, and the function that turns one of its stored examples into a datapoint.
 
     The static draw of a split in memory is made here, once, so that no step makes it again: it comes back as uint8 0
     and 255. Its bits are those of `make_preprocess`.
     """
     if binarization != "static" or not isinstance(split.examples, np.ndarray):
-        return split, make_preprocess(binarization, static_key)
+        return split, make_preprocess(binarization, static_key, context)
     draw = jax.jit(jax.vmap(lambda stored, i: bernoulli_pixels(jax.random.fold_in(static_key, i), stored).astype(bool)))
     starts = range(0, len(split.examples), DRAWN_AT_ONCE)
     blocks = [split.examples[start : start + DRAWN_AT_ONCE] for start in starts]
@@ -84,7 +93,7 @@ def prepare(split: Split, binarization: str, static_key: jax.Array | None = None
         np.asarray(draw(block, np.arange(len(block)) + start)) for start, block in zip(starts, blocks, strict=True)
     ]
     ones = np.concatenate(drawn) if drawn else split.examples
-    return Split(ones * np.uint8(255), split.labels), make_preprocess("none")
+    return Split(ones * np.uint8(255), split.labels), make_preprocess("none", context=context)
 
 
 def check_values(examples: np.ndarray | RandomAccess, binarization: str, support: str, what: str) -> None:

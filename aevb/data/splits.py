@@ -3,8 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aevb.errors import InputError
@@ -18,9 +20,24 @@ class RandomAccess(Protocol):
     def __getitem__(self, index: int) -> np.ndarray: ...
 
 
+class Datapoint(NamedTuple):
+    """One example as models see it.
+
+    Attributes:
+      x: what the likelihood is asked about, float32 `[*event]`.
+      context: what encoder, decoder and prior are told beside it, float32 `[context]`; None for models without.
+    """
+
+    x: jax.Array
+    context: jax.Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples `[N, *event]`, uint8 (value/255 is the datapoint) or float32; labels int32 `[N]` or None."""
+    """Examples `[N, *event]`, uint8 (value/255 is the datapoint) or float32; their labels.
+
+    Labels are classes, int32 `[N]`, or vectors, float32 `[N, context]`, or None.
+    """
 
     examples: np.ndarray | RandomAccess
     labels: np.ndarray | None
@@ -60,6 +77,44 @@ def _take(split: Split, indices: np.ndarray) -> Split:
         example = split.examples[0]
         return Split(np.empty((0, *example.shape), example.dtype), labels)
     return Split(Rows(split.examples, indices), labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelContext:
+    """From a label to the vector that a conditional model is told: a class as one of `size`, a vector as it is."""
+
+    size: int
+    classes: bool
+
+    def __call__(self, label: jax.Array) -> jax.Array:
+        return jax.nn.one_hot(label, self.size) if self.classes else jnp.float32(label)
+
+
+def label_context(dataset: Dataset) -> LabelContext:
+    """The context that the labels of a data set make.
+
+    Raises:
+      InputError: a split has no labels, or labels that the training split does not know.
+    """
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    splits = {name: split for name, split in splits.items() if len(split.examples)}
+    without = [name for name, split in splits.items() if split.labels is None]
+    if without:
+        raise InputError(
+            f"config.model.context is label, but the {without[0]} split of {dataset.name} has no labels: use "
+            "--config.model.context=none, or data with labels"
+        )
+    labels = dataset.train.labels
+    if labels.ndim == 2:
+        return LabelContext(labels.shape[1], classes=False)
+    size = int(labels.max()) + 1
+    for name, split in splits.items():
+        if split.labels.min() < 0 or split.labels.max() >= size:
+            raise InputError(
+                f"the {name} split of {dataset.name} has labels from {split.labels.min()} to {split.labels.max()}, but "
+                f"the training split only 0 to {size - 1}: number the classes from 0, with each among the training data"
+            )
+    return LabelContext(size, classes=True)
 
 
 def head(split: Split, num: int | None) -> Split:

@@ -9,6 +9,7 @@ import optax
 from flax import struct
 
 from aevb import bounds
+from aevb.data import Datapoint
 
 
 @struct.dataclass
@@ -36,16 +37,21 @@ class Batch(NamedTuple):
     """The part of a minibatch that one device sees.
 
     Attributes:
-      x: datapoints, `[M, *event]`.
-      label: int32 `[M]`, or None.
+      x: what the likelihood is asked about, `[M, *event]`.
+      context: what the model is told beside it, `[M, context]`; None for models without.
       index: the place of each example in the global batch, int32 `[M]`: with the step, it is what keys derive from.
       example_id: the place of each example in the training split, int32 `[M]`: what a chain of its own is found by.
     """
 
     x: jax.Array
-    label: jax.Array | None
+    context: jax.Array | None
     index: jax.Array
     example_id: jax.Array
+
+    @property
+    def points(self) -> Datapoint:
+        """The datapoints, leaves `[M, ...]`."""
+        return Datapoint(self.x, self.context)
 
 
 class Learner(NamedTuple):

@@ -6,26 +6,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 import optax
 
 from aevb import bounds, models
-from aevb.learners import Batch, Learner, TrainState, descend, example_keys, first_state, map_loss
+from aevb.data import Datapoint
+from aevb.learners import Batch, Learner, TrainState, descend, example_keys, first_state, kl_weights, map_loss
 
 
 def datapoint_bound(
     model: models.VAE, bound: bounds.BoundFn, num_samples: int = 1
-) -> Callable[[Any, jax.Array, jax.Array], bounds.Bound]:
-    """`(params, x, key) -> Bound`: the bound of one datapoint x `[*event]` from `num_samples` draws of z."""
+) -> Callable[[Any, Datapoint, jax.Array], bounds.Bound]:
+    """`(params, point, key) -> Bound`: the bound of one datapoint from `num_samples` draws of z."""
 
-    def one(params: Any, x: jax.Array, key: jax.Array) -> bounds.Bound:
-        vae = model.bind({"params": params})
-        posterior, prior = vae.encode(x), vae.prior()
-        samples = bounds.draw(
-            key, x, posterior, prior, vae.decode, num_samples, reparameterized=bound is not bounds.score_function
-        )
-        return bound(samples, posterior, prior)
+    def one(params: Any, point: Datapoint, key: jax.Array) -> bounds.Bound:
+        return bound_and_kl_per_dim(model, bound, num_samples, params, point, key)[0]
 
     return one
+
+
+def bound_and_kl_per_dim(
+    model: models.VAE, bound: bounds.BoundFn, num_samples: int, params: Any, point: Datapoint, key: jax.Array
+) -> tuple[bounds.Bound, jax.Array]:
+    """The bound of one datapoint, and its KL by dimension, nats, `[latent]`; `[1]` where those of z depend."""
+    vae = model.bind({"params": params}).given(point.context)
+    posterior, prior = vae.encode(point.x), vae.prior()
+    reparameterized = bound is not bounds.score_function
+    samples = bounds.draw(key, point.x, posterior, prior, vae.decode, num_samples, reparameterized=reparameterized)
+    value = bound(samples, posterior, prior)
+    factorized = isinstance(posterior, dist.Independent)
+    return value, bounds.kl_per_dim(posterior, prior, samples.z) if factorized else value.kl[None]
 
 
 def learner(
@@ -35,48 +45,67 @@ def learner(
     bound: bounds.BoundFn = bounds.sgvb_b,
     num_samples: int = 1,
     kl_weight: float = 1.0,
-    kl_warmup: optax.Schedule | None = None,
+    kl_schedule: optax.Schedule | None = None,
+    free_bits: float = 0.0,
+    log_likelihood_target: float | None = None,
+    adaptation_rate: float = 1e-3,
     weight_prior_examples: int | None = None,
 ) -> Learner:
     """Maximise the bound over encoder and decoder together.
 
     `loss = -(1/N) [N/M sum_i (log_likelihood_i - beta_t kl_i) + log p(theta)]`, nats per datapoint, with
-    `beta_t = kl_weight * kl_warmup(t)`. The metrics are of the bound itself, at beta = 1, whatever is trained.
+    `beta_t = kl_weight * kl_schedule(t)`. The metrics are of the bound itself, at beta = 1, whatever is trained.
 
     Args:
       model: a VAE.
       optimizer: any Optax transformation, for example `optax.adam(1e-3)`.
-      bound: `bounds.sgvb_b`, `bounds.sgvb_a` or `bounds.score_function`.
-      num_samples: L, draws of z a datapoint.
+      bound: `bounds.sgvb_b`, `bounds.sgvb_a`, `bounds.score_function`, or `bounds.iwae`, whose KL cannot be weighed.
+      num_samples: draws of z a datapoint.
       kl_weight: beta, at least 0; carried in the state's hyperparameters.
-      kl_warmup: from the step to a factor in [0, 1]; none is 1 always.
+      kl_schedule: from the step to a factor in [0, 1]; none is 1 always.
+      free_bits: nats a latent dimension that the KL may have for nothing, see `kl_weights.freed`.
+      log_likelihood_target: nats per datapoint to hold by moving beta, which starts at `kl_weight`, see
+        `kl_weights.adapt`; None leaves beta alone.
+      adaptation_rate: of log beta, a nat and step.
       weight_prior_examples: N, the size of the training set, to add the paper's prior p(theta) = N(0, I) (MAP);
         None leaves it out.
 
     Returns:
       A `Learner` whose metrics are `elbo`, `log_likelihood`, `kl` (nats per datapoint, beta = 1), `loss` (what was
-      minimised), `kl_weight` and `grad_norm`.
+      minimised), `kl_weight` and `grad_norm`; for `bounds.iwae` `iwae_bound`, too.
     """
-
-    one_bound = datapoint_bound(model, bound, num_samples)
+    adaptive = log_likelihood_target is not None
+    one_bound = functools.partial(bound_and_kl_per_dim, model, bound, num_samples)
 
     def init(key: jax.Array) -> TrainState:
         hyperparameters = {"kl_weight": kl_weight}
+        if adaptive:
+            hyperparameters = kl_weights.first_adaptive(kl_weight, log_likelihood_target)
         return first_state(key, functools.partial(models.init, model), optimizer.init, hyperparameters)
 
-    def loss_fn(params: dict, batch: Batch, keys: jax.Array, beta: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        per_datapoint = jax.vmap(one_bound, in_axes=(None, 0, 0))(params, batch.x, keys)
-        objective = per_datapoint.log_likelihood - beta * per_datapoint.kl
-        mean = jax.tree.map(jnp.mean, per_datapoint)
+    def loss_fn(
+        params: dict, batch: Batch, keys: jax.Array, beta: jax.Array, axis_name: str | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        each, kl_per_dim = jax.vmap(one_bound, in_axes=(None, 0, 0))(params, batch.points, keys)
+        weighed = kl_weights.freed(kl_per_dim, free_bits, axis_name) if free_bits else each.kl
+        objective = each.log_likelihood + each.excess - beta * weighed
+        mean = jax.tree.map(jnp.mean, each)
         metrics = {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl, "kl_weight": beta}
+        if bound is bounds.iwae:
+            metrics["iwae_bound"] = mean.value
         return map_loss(objective, models.generative(params), weight_prior_examples), metrics
 
     def update(
         state: TrainState, batch: Batch, step_key: jax.Array, axis_name: str | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        beta = state.hyperparameters["kl_weight"] * (1.0 if kl_warmup is None else kl_warmup(state.step))
-        loss = functools.partial(loss_fn, batch=batch, keys=example_keys(step_key, batch.index), beta=beta)
+        beta = state.hyperparameters["kl_weight"] * (1.0 if kl_schedule is None else kl_schedule(state.step))
+        keys = example_keys(step_key, batch.index)
+        loss = functools.partial(loss_fn, batch=batch, keys=keys, beta=beta, axis_name=axis_name)
         params, opt_state, metrics = descend(optimizer, loss, state.params, state.opt_state, axis_name)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        if adaptive:
+            hyperparameters = kl_weights.adapt(state.hyperparameters, metrics["log_likelihood"], adaptation_rate)
+            state = state.replace(hyperparameters=hyperparameters)
+        return state, metrics
 
     return Learner(init, update, model.likelihood.support)

@@ -97,7 +97,7 @@ def learner(
     def loss_fn(params: dict, batch: Batch, step_key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         weights_key, examples_key = jax.random.split(step_key)
         drawn, keys = sample_weights(params, weights_key), example_keys(examples_key, batch.index)
-        per_datapoint = jax.vmap(one_bound, in_axes=(None, 0, 0))(drawn, batch.x, keys)
+        per_datapoint = jax.vmap(one_bound, in_axes=(None, 0, 0))(drawn, batch.points, keys)
         mean, all_weights = jax.tree.map(jnp.mean, per_datapoint), weight_kl(params)
         dataset_bound = mean.elbo - all_weights / num_examples
         metrics = {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl}

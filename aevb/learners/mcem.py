@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from aevb import bounds, models
+from aevb.data import Datapoint
 from aevb.inference import hmc
 from aevb.learners import Batch, Learner, TrainState, descend, device_mean, example_keys, first_state, map_loss
 
@@ -50,12 +51,14 @@ def learner(
         return models.generative(models.init(model, key))
 
     def init_opt_state(params: dict, start_key: jax.Array) -> dict:
-        prior, _ = hmc.unconstrained(model.bind({"params": params}).prior())
+        # Of a prior that knows the context, which is not known here, the draws are those of context 0.
+        context = jnp.zeros(model.context_dim) if model.context_dim else None
+        prior, _ = hmc.unconstrained(model.bind({"params": params}).given(context).prior())
         chains = jax.vmap(prior.sample)(jax.random.split(start_key, num_examples))
         return {"optimizer": optimizer.init(params), "chains": chains, "log_step_size": jnp.log(FIRST_STEP_SIZE)}
 
-    def maximise(params: dict, x: jax.Array, u: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        joint, log_likelihood = jax.vmap(functools.partial(log_joint, model, params))(x, u)
+    def maximise(params: dict, points: Datapoint, u: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        joint, log_likelihood = jax.vmap(functools.partial(log_joint, model, params))(points, u)
         metrics = {"log_joint": joint.mean(), "log_likelihood": log_likelihood.mean()}
         return map_loss(joint, params, weight_prior_examples), metrics
 
@@ -67,10 +70,10 @@ def learner(
         keys = example_keys(step_key, batch.index)
         u = carried["chains"].at[batch.example_id].get(mode="fill", fill_value=jnp.nan)
         expect = functools.partial(move, model, state.params, step_size=step_size, num_leapfrog=num_leapfrog)
-        moved = jax.vmap(expect)(batch.x, u, keys)
+        moved = jax.vmap(expect)(batch.points, u, keys)
 
         def m_step(params: dict, opt_state: Any) -> tuple[dict, Any, dict[str, jax.Array]]:
-            loss = functools.partial(maximise, x=batch.x, u=moved.z)
+            loss = functools.partial(maximise, points=batch.points, u=moved.z)
             return descend(optimizer, loss, params, opt_state, axis_name)
 
         # Only the last update is measured: the others need gradients alone, and no logarithms.
@@ -102,20 +105,26 @@ def learner(
 
 
 def move(
-    model: models.VAE, params: dict, x: jax.Array, u: jax.Array, key: jax.Array, step_size: jax.Array, num_leapfrog: int
+    model: models.VAE,
+    params: dict,
+    point: Datapoint,
+    u: jax.Array,
+    key: jax.Array,
+    step_size: jax.Array,
+    num_leapfrog: int,
 ) -> hmc.Transition:
-    """One HMC transition of the chain of x, which is at u `[latent]`, unconstrained."""
-    vae = model.bind({"params": params})
-    log_density, _ = hmc.joint_log_density(x, vae.prior(), vae.decode)
+    """One HMC transition of the chain of a datapoint, which is at u `[latent]`, unconstrained."""
+    vae = model.bind({"params": params}).given(point.context)
+    log_density, _ = hmc.joint_log_density(point.x, vae.prior(), vae.decode)
     return hmc.transition(key, u, log_density, step_size, num_leapfrog)
 
 
-def log_joint(model: models.VAE, params: dict, x: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+def log_joint(model: models.VAE, params: dict, point: Datapoint, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log p(x, z) and log p(x | z) in nats, at the z that u `[latent]` stands for."""
-    vae = model.bind({"params": params})
+    vae = model.bind({"params": params}).given(point.context)
     prior = vae.prior()
     z = hmc.unconstrained(prior)[1](u)
-    log_likelihood = bounds.log_likelihood(vae.decode(z), x)
+    log_likelihood = bounds.log_likelihood(vae.decode(z), point.x)
     return log_likelihood + prior.log_prob(z), log_likelihood
 
 

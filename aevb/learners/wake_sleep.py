@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from aevb import bounds, models
+from aevb.data import Datapoint
 from aevb.learners import Batch, Learner, TrainState, descend, example_keys, first_state, map_loss
 
 
@@ -37,22 +38,23 @@ def learner(
       `wake_loss`, `sleep_loss`, their sum `loss`, and `grad_norm`.
     """
 
-    def wake(params: dict, x: jax.Array, key: jax.Array) -> tuple[jax.Array, bounds.Bound]:
+    def wake(params: dict, point: Datapoint, key: jax.Array) -> tuple[jax.Array, bounds.Bound]:
         """log p(x, z) in nats, differentiable in theta alone, and the bound."""
-        vae = model.bind({"params": jax.lax.stop_gradient(params) | models.generative(params)})
-        posterior, prior = vae.encode(x), vae.prior()
-        samples = bounds.draw(key, x, posterior, prior, vae.decode, num_samples)
+        awake = {"params": jax.lax.stop_gradient(params) | models.generative(params)}
+        vae = model.bind(awake).given(point.context)
+        posterior, prior = vae.encode(point.x), vae.prior()
+        samples = bounds.draw(key, point.x, posterior, prior, vae.decode, num_samples)
         return (samples.log_likelihood + samples.log_prior).mean(), bound(samples, posterior, prior)
 
-    def sleep(params: dict, key: jax.Array) -> jax.Array:
-        """log q(z | x) in nats of dreams (z, x), differentiable in phi alone."""
+    def sleep(params: dict, context: jax.Array | None, key: jax.Array) -> jax.Array:
+        """log q(z | x) in nats of dreams (z, x), in the context of a datapoint, differentiable in phi alone."""
 
         def dream(key: jax.Array) -> jax.Array:
             z_key, x_key = jax.random.split(key)
-            asleep = model.bind({"params": jax.lax.stop_gradient(params)})
+            asleep = model.bind({"params": jax.lax.stop_gradient(params)}).given(context)
             z = asleep.prior().sample(z_key)
             x = asleep.decode(z).sample(x_key)
-            return model.bind({"params": params}).encode(x).log_prob(z)
+            return model.bind({"params": params}).encode(x, context).log_prob(z)
 
         if num_samples == 1:  # as in bounds.draw
             return dream(key)
@@ -60,9 +62,9 @@ def learner(
 
     def loss_fn(params: dict, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         wake_keys, sleep_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        log_joint, per_datapoint = jax.vmap(wake, in_axes=(None, 0, 0))(params, batch.x, wake_keys)
+        log_joint, per_datapoint = jax.vmap(wake, in_axes=(None, 0, 0))(params, batch.points, wake_keys)
         wake_loss = map_loss(log_joint, models.generative(params), weight_prior_examples)
-        sleep_loss = -jax.vmap(sleep, in_axes=(None, 0))(params, sleep_keys).mean()
+        sleep_loss = -jax.vmap(sleep, in_axes=(None, 0, 0))(params, batch.context, sleep_keys).mean()
         mean = jax.tree.map(jnp.mean, per_datapoint)
         metrics = {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl}
         return wake_loss + sleep_loss, metrics | {"wake_loss": wake_loss, "sleep_loss": sleep_loss}

@@ -1,10 +1,12 @@
-"""Priors p(z): linen modules without an input, so that a prior may have parameters too."""
+"""Priors p(z): linen modules of the context, which most ignore; a prior may have parameters too."""
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import linen as nn
 
 from aevb.models.families import FAMILIES
+from aevb.networks import MLP
 
 
 class StandardNormal(nn.Module):
@@ -12,8 +14,25 @@ class StandardNormal(nn.Module):
 
     latent_dim: int
 
-    def __call__(self) -> dist.Distribution:
+    def __call__(self, context: jax.Array | None = None) -> dist.Distribution:
+        del context
         return dist.Normal(jnp.zeros(self.latent_dim), jnp.ones(self.latent_dim)).to_event(1)
+
+
+class ConditionalGaussian(nn.Module):
+    """p(z | c) = N(mu(c), diag(sigma^2(c))) over z `[latent]`, with mu and log sigma^2 from an MLP of the context c.
+
+    Its first weights are small, so that it starts near N(0, I). Without hidden layers, which is all that a class needs,
+    each class has a Gaussian of its own.
+    """
+
+    latent_dim: int
+    hidden: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, context: jax.Array) -> dist.Distribution:
+        mean, log_variance = MLP((2, self.latent_dim), hidden=self.hidden, init_scale=0.01, name="network")(context)
+        return dist.Normal(mean, jnp.exp(0.5 * log_variance)).to_event(1)
 
 
 class FactorizedPrior(nn.Module):
@@ -30,6 +49,7 @@ class FactorizedPrior(nn.Module):
     family: str
     latent_dim: int
 
-    def __call__(self) -> dist.Distribution:
+    def __call__(self, context: jax.Array | None = None) -> dist.Distribution:
+        del context
         family = FAMILIES[self.family]
         return family.distribution(*(jnp.full(self.latent_dim, value) for value in family.standard)).to_event(1)

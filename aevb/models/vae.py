@@ -1,7 +1,7 @@
 """The variational autoencoder: a posterior, a likelihood and a prior, each a function of one datapoint."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,33 +20,63 @@ from aevb.networks import MLP
 GENERATIVE = ("decoder", "likelihood", "prior")
 
 
-class VAE(nn.Module):
-    """q(z | x) = posterior(encoder(x)), p(x | z) = likelihood(decoder(z)), p(z) = prior().
+class Given(NamedTuple):
+    """A VAE that was told its context: `encode(x)`, `decode(z)` and `prior()` as of a model without one."""
 
-    Bind it to parameters to use it, inside or outside a transformation: `vae = model.bind({"params": params})`.
-    Use `vae` below to put one together whose shapes fit.
+    encode: Callable[[jax.Array], dist.Distribution]
+    decode: Callable[[jax.Array], dist.Distribution]
+    prior: Callable[[], dist.Distribution]
+
+
+class VAE(nn.Module):
+    """q(z | x, c) = posterior(encoder(x, c)), p(x | z, c) = likelihood(decoder(z, c)), p(z | c) = prior(c).
+
+    The context c, a vector, is there in a conditional model only (Sohn et al., 2015). Bind the model to parameters to
+    use it, inside or outside a transformation: `vae = model.bind({"params": params})`; `vae.given(context)` is then
+    used in one way whether or not there is a context. Use `vae` below to put a model together whose shapes fit.
     """
 
     encoder: nn.Module
     posterior: nn.Module
     decoder: nn.Module
     likelihood: nn.Module
-    prior: nn.Module  # `vae.prior()` is p(z) over z `[latent]`
+    prior: nn.Module  # `vae.prior(context)` is p(z) over z `[latent]`
     event_shape: tuple[int, ...]
     latent_dim: int
+    context_dim: int = 0  # the size of the context; 0 for a model without
 
-    def encode(self, x: jax.Array) -> dist.Distribution:
+    def encode(self, x: jax.Array, context: jax.Array | None = None) -> dist.Distribution:
         """q(z | x) over z `[latent]`, for one x `[*event]`."""
-        return self.posterior(self.encoder(x))
+        return self.posterior(self.encoder(x, *_told(context)))
 
-    def decode(self, z: jax.Array) -> dist.Distribution:
+    def decode(self, z: jax.Array, context: jax.Array | None = None) -> dist.Distribution:
         """p(x | z) over x `[*event]`, for one z `[latent]`."""
-        return self.likelihood(self.decoder(z))
+        return self.likelihood(self.decoder(z, *_told(context)))
+
+    def given(self, context: jax.Array | None) -> Given:
+        """The model that was told a context `[context]`, or None.
+
+        Raises:
+          InputError: at trace time, when the context has another size than the model was made for.
+        """
+        size = 0 if context is None else context.size
+        if size != self.context_dim or (context is not None and context.ndim != 1):
+            shape = "none" if context is None else f"one of shape {list(context.shape)}"
+            raise InputError(f"the model takes a context of {self.context_dim} numbers and was given {shape}")
+        return Given(
+            lambda x: self.encode(x, context), lambda z: self.decode(z, context), lambda: self.prior(*_told(context))
+        )
 
     def __call__(self, x: jax.Array, key: jax.Array) -> dist.Distribution:
         """p(x | z) at one z drawn from q(z | x): one pass through every part."""
-        self.prior()
-        return self.decode(self.encode(x).sample(key))
+        vae = self.given(jnp.zeros(self.context_dim) if self.context_dim else None)
+        vae.prior()
+        return vae.decode(vae.encode(x).sample(key))
+
+
+def _told(context: jax.Array | None) -> tuple[jax.Array, ...]:
+    """The argument that parts of a conditional model have, and those of another need not know of."""
+    return () if context is None else (context,)
 
 
 def vae(
@@ -54,19 +84,24 @@ def vae(
     latent_dim: int,
     *,
     network: Callable[[tuple[int, ...]], nn.Module] = MLP,
+    decoder_network: Callable[[tuple[int, ...]], nn.Module] | None = None,
     posterior: nn.Module | None = None,
     likelihood: nn.Module | None = None,
     prior: nn.Module | None = None,
+    context_dim: int = 0,
 ) -> VAE:
-    """A VAE whose encoder and decoder are one kind of network, with the output shapes its distributions ask for.
+    """A VAE whose encoder and decoder have the output shapes that its distributions ask for.
 
     Args:
       event_shape: the shape of one datapoint.
       latent_dim: the size of z.
-      network: from an output shape to a linen module, for example `functools.partial(MLP, hidden=(500,))`.
+      network: from an output shape to a linen module, for example `functools.partial(MLP, hidden=(500,))`; of the
+        encoder, and of the decoder too unless that has its own.
+      decoder_network: of the decoder, for example `ConvDecoder`.
       posterior: a module of `aevb.models.posteriors`; the diagonal Gaussian unless given.
       likelihood: a module of `aevb.models.likelihoods`; Bernoulli unless given.
       prior: a module of `aevb.models.priors`; the standard normal unless given.
+      context_dim: the size of the vector that a conditional model is told; 0 for a model without.
 
     Raises:
       InputError: KL(q || p) is infinite, see `check_pair`.
@@ -74,27 +109,28 @@ def vae(
     posterior = posterior or DiagonalGaussian()
     likelihood = likelihood or Bernoulli()
     prior = prior or StandardNormal(latent_dim)
-    check_pair(posterior, prior, latent_dim)
+    check_pair(posterior, prior, latent_dim, context_dim)
     event_shape = tuple(event_shape)
     return VAE(
         encoder=network(posterior.output_shape(latent_dim)),
         posterior=posterior,
-        decoder=network(likelihood.output_shape(event_shape)),
+        decoder=(decoder_network or network)(likelihood.output_shape(event_shape)),
         likelihood=likelihood,
         prior=prior,
         event_shape=event_shape,
         latent_dim=latent_dim,
+        context_dim=context_dim,
     )
 
 
-def check_pair(posterior: nn.Module, prior: nn.Module, latent_dim: int) -> None:
+def check_pair(posterior: nn.Module, prior: nn.Module, latent_dim: int, context_dim: int = 0) -> None:
     """Refuse a posterior and a prior between which KL(q || p) is infinite whatever the parameters; computes nothing.
 
     Raises:
       InputError: the posterior has mass where the prior has none, or a Student t meets a Gumbel, whose left tail
         `exp(-exp(-z))` no power law has a finite expectation under.
     """
-    q, p = _distributions(posterior, prior, latent_dim)
+    q, p = _distributions(posterior, prior, latent_dim, context_dim)
     q_ends, p_ends = interval(q.support), interval(p.support)
     q, p = _one_dimension(q), _one_dimension(p)
     if q_ends and p_ends and (q_ends[0] < p_ends[0] or q_ends[1] > p_ends[1]):
@@ -111,23 +147,24 @@ def check_pair(posterior: nn.Module, prior: nn.Module, latent_dim: int) -> None:
         )
 
 
-def has_closed_form_kl(posterior: nn.Module, prior: nn.Module, latent_dim: int) -> bool:
+def has_closed_form_kl(posterior: nn.Module, prior: nn.Module, latent_dim: int, context_dim: int = 0) -> bool:
     """Whether `bounds.sgvb_b` can be computed for this pair; computes nothing."""
     try:
-        jax.eval_shape(bounds.kl, *_distributions(posterior, prior, latent_dim))
+        jax.eval_shape(bounds.kl, *_distributions(posterior, prior, latent_dim, context_dim))
     except NotImplementedError:
         return False
     return True
 
 
 def _distributions(
-    posterior: nn.Module, prior: nn.Module, latent_dim: int
+    posterior: nn.Module, prior: nn.Module, latent_dim: int, context_dim: int
 ) -> tuple[dist.Distribution, dist.Distribution]:
     """q(z | x) and p(z) with shapes in the place of numbers."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     outputs = jax.ShapeDtypeStruct(posterior.output_shape(latent_dim), jnp.float32)
     q = jax.eval_shape(lambda key, outputs: posterior.init_with_output(key, outputs)[0], key, outputs)
-    return q, jax.eval_shape(lambda key: prior.init_with_output(key)[0], key)
+    context = jax.ShapeDtypeStruct((context_dim,), jnp.float32) if context_dim else None
+    return q, jax.eval_shape(lambda key, context: prior.init_with_output(key, *_told(context))[0], key, context)
 
 
 def _one_dimension(distribution: dist.Distribution) -> dist.Distribution:

@@ -40,7 +40,8 @@ def model() -> dict:
         "init_scale": 0.0,  # standard deviation of the first weights and biases; 0 starts them as Flax does
         "latent_dim": 20,  # size of z
         "posterior": "diagonal_gaussian",  # family of q(z | x), or one of aevb.models.FAMILIES
-        "prior": "standard_normal",  # p(z), or one of aevb.models.FAMILIES
+        "context": "none",  # what encoder, decoder and prior are told of a datapoint: none, label
+        "prior": "standard_normal",  # p(z): standard_normal, conditional_gaussian (p(z | context)), a family
         "likelihood": "bernoulli",  # bernoulli, continuous_bernoulli, gaussian
         "scale": "learned",  # of a Gaussian likelihood: learned (per element) or fixed
         "fixed_scale": 0.1,  # standard deviation of a fixed scale, in units of x
@@ -51,10 +52,15 @@ def model() -> dict:
 
 def bound() -> dict:
     return {
-        "name": "sgvb_b",  # sgvb_a (no closed form), sgvb_b (KL in closed form), score_function
-        "num_samples": 1,  # L, draws of z a datapoint
+        "name": "sgvb_b",  # sgvb_a (no closed form), sgvb_b (KL in closed form), score_function, iwae
+        "num_samples": 1,  # draws of z a datapoint: L, or the k of iwae
         "kl_weight": 1.0,  # beta in training; every reported bound is at 1
-        "kl_warmup_steps": 0,  # steps over which beta rises linearly from 0
+        "kl_schedule": "constant",  # of beta: constant, linear, cosine, cyclical (rises from 0), adaptive
+        "kl_warmup_steps": 0,  # steps of a schedule's rise from 0
+        "kl_cycle_steps": 0,  # steps of a cycle of cyclical, its rise included
+        "log_likelihood_target": 0.0,  # nats per datapoint, which adaptive holds by moving beta
+        "adaptation_rate": 1e-3,  # of adaptive, change of log beta a nat and step
+        "free_bits": 0.0,  # nats that the KL of each latent dimension has for nothing in training
         "weight_prior": False,  # add log N(theta; 0, I) to the data set's bound (MAP)
     }
 

@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from aevb import bounds, figures, models
+from aevb.data import Datapoint
 from aevb.figures import BLUE, DPI, FONT, GREY, INK, ORANGE, WIDTH
 from aevb.learners import aevb
 from aevb.networks import MLP
@@ -140,7 +141,7 @@ def errors(
         one_bound = aevb.datapoint_bound(model, bound, num_samples)
 
         def mean_bound(params: Any) -> jax.Array:
-            return jax.vmap(one_bound, (None, 0, 0))(params, xs, jax.random.split(key, len(xs))).elbo.mean()
+            return jax.vmap(one_bound, (None, 0, 0))(params, Datapoint(xs), jax.random.split(key, len(xs))).elbo.mean()
 
         return jax.tree.map(jnp.subtract, groups(jax.grad(mean_bound)(params)), exact)
 

@@ -39,8 +39,8 @@ def propose(run: Run, params: Any, split: data.Split, name: str, num_samples: in
       key: consumed here.
     """
 
-    def one(params: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        vae = run.model.bind({"params": params})
+    def one(params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
+        vae, x = run.model.bind({"params": params}).given(point.context), point.x
         start_key, chain_key, draw_key = jax.random.split(key, 3)
         log_joint, _ = hmc.joint_log_density(x, vae.prior(), vae.decode)
         z, step_size = start_chains(start_key, vae.prior(), log_joint, NUM_CHAINS, NUM_LEAPFROG)

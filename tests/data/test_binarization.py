@@ -14,7 +14,7 @@ STATIC_KEY = jax.random.key(3)
 
 
 def seen(name, stored=LEVELS, example_id=0, key=0):
-    return np.asarray(make_preprocess(name, STATIC_KEY)(jnp.asarray(stored), example_id, jax.random.key(key)))
+    return np.asarray(make_preprocess(name, STATIC_KEY)(jnp.asarray(stored), None, example_id, jax.random.key(key)).x)
 
 
 @pytest.mark.parametrize("stored", [LEVELS, np.float32([0, 1e-7, 1e-5, 0.1, 1 / 3, 0.5, 0.7777, 1 - 1e-5, 1])])
@@ -42,7 +42,7 @@ def test_dynamic_draws_have_the_pixels_value_as_their_mean():
     stored = jnp.asarray(np.arange(0, 256, 5, dtype=np.uint8))
     preprocess = make_preprocess("dynamic")
     keys = jax.random.split(jax.random.key(0), repeats)
-    draws = np.asarray(jax.jit(jax.vmap(lambda key: preprocess(stored, 0, key)))(keys))
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: preprocess(stored, None, 0, key).x))(keys))
     assert set(np.unique(draws)) == {0.0, 1.0}
     p = np.asarray(stored) / 255
     error = np.sqrt(p * (1 - p) / repeats)
@@ -67,7 +67,7 @@ def test_dynamic_is_drawn_afresh_and_static_is_not():
     # Two independent fair draws agree in half the pixels, give or take 4 standard errors of 0.025.
     for other in (seen("static", grey, example_id=1), seen("dynamic", grey, key=3)):
         assert abs((other == seen("static", grey)).mean() - 0.5) < 0.1
-    other_seed = make_preprocess("static", jax.random.key(4))(jnp.asarray(grey), 0, jax.random.key(0))
+    other_seed = make_preprocess("static", jax.random.key(4))(jnp.asarray(grey), None, 0, jax.random.key(0)).x
     assert abs((np.asarray(other_seed) == seen("static", grey)).mean() - 0.5) < 0.1
 
 
@@ -77,7 +77,7 @@ def test_static_draws_are_the_same_in_any_batch_and_have_the_pixels_mean():
 
     def batch(ids, key):
         keys = jax.random.split(jax.random.key(key), len(ids))
-        return np.asarray(jax.vmap(preprocess)(jnp.asarray(stored[ids]), jnp.asarray(ids), keys))
+        return np.asarray(jax.vmap(preprocess)(jnp.asarray(stored[ids]), None, jnp.asarray(ids), keys).x)
 
     draws = batch(np.arange(5000), 0)
     some = np.array([4999, 3, 77])
@@ -170,10 +170,10 @@ def test_the_static_draw_is_made_once_and_is_the_one_of_every_sighting():
     images = np.random.default_rng(5).integers(0, 256, (30, 5, 7, 1), dtype=np.uint8)
     key, labels = jax.random.key(3), np.arange(30, dtype=np.int32)
     preprocess = make_preprocess("static", key)
-    each = np.stack([preprocess(jnp.asarray(image), i, jax.random.key(i)) for i, image in enumerate(images)])
+    each = np.stack([preprocess(jnp.asarray(image), None, i, jax.random.key(i)).x for i, image in enumerate(images)])
     split, prepared = prepare(Split(images, labels), "static", key)
     assert split.examples.dtype == np.uint8
-    np.testing.assert_array_equal(jax.vmap(lambda stored: prepared(stored, 0, key))(split.examples), each)
+    np.testing.assert_array_equal(jax.vmap(lambda stored: prepared(stored, None, 0, key).x)(split.examples), each)
     np.testing.assert_array_equal(split.labels, labels)
     assert 0 < each.mean() < 1
 

@@ -48,7 +48,7 @@ def parts_by_hand():
 )
 def test_the_loss_by_hand_and_metrics_at_beta_one(kl_weight, warmup, beta, weight_prior_examples):
     learner = aevb.learner(
-        lg.MODEL, optax.sgd(1.0), kl_weight=kl_weight, kl_warmup=warmup, weight_prior_examples=weight_prior_examples
+        lg.MODEL, optax.sgd(1.0), kl_weight=kl_weight, kl_schedule=warmup, weight_prior_examples=weight_prior_examples
     )
     params = blind_params()
     state = start(learner, params).replace(step=jnp.int32(3))

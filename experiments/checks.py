@@ -118,7 +118,7 @@ def _check_pairs(flat: dict[str, Any]) -> None:
         )
     if flat["model.prior"] == "conditional_gaussian" and flat["model.context"] == "none":
         raise InputError(
-            "config.model.prior is conditional_gaussian, which is one of a context, and config.model.context is none: set "
+            "config.model.prior is conditional_gaussian, but config.model.context is none: set "
             "--config.model.context=label, or --config.model.prior=standard_normal"
         )
     _check_learner(flat)

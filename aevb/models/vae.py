@@ -63,9 +63,8 @@ class VAE(nn.Module):
         if size != self.context_dim or (context is not None and context.ndim != 1):
             shape = "none" if context is None else f"one of shape {list(context.shape)}"
             raise InputError(f"the model takes a context of {self.context_dim} numbers and was given {shape}")
-        return Given(
-            lambda x: self.encode(x, context), lambda z: self.decode(z, context), lambda: self.prior(*_told(context))
-        )
+        told = _told(context)
+        return Given(lambda x: self.encode(x, *told), lambda z: self.decode(z, *told), lambda: self.prior(*told))
 
     def __call__(self, x: jax.Array, key: jax.Array) -> dist.Distribution:
         """p(x | z) at one z drawn from q(z | x): one pass through every part."""

@@ -91,9 +91,15 @@ def _examples(values: np.ndarray, where: str) -> np.ndarray | NpyFile:
 
 
 def _labels(values: np.ndarray, count: int, where: str) -> np.ndarray:
-    if values.shape not in ((count,), (count, 1)) or not np.issubdtype(values.dtype, np.integer):
-        raise InputError(f"{where} holds {values.dtype} {list(values.shape)}; expected integer labels [{count}]")
-    return np.asarray(values).reshape(count).astype(np.int32)
+    if values.shape in ((count,), (count, 1)) and np.issubdtype(values.dtype, np.integer):
+        return np.asarray(values).reshape(count).astype(np.int32)
+    vectors = values.ndim == 2 and len(values) == count and np.issubdtype(values.dtype, np.floating)
+    if vectors and np.isfinite(values).all():
+        return np.asarray(values, np.float32)
+    raise InputError(
+        f"{where} holds {values.dtype} {list(values.shape)}; expected a class for each example, integers [{count}], "
+        f"or a vector, finite floats [{count}, size]"
+    )
 
 
 def _load(path: Path, memory_limit_mb: int) -> dict[str, np.ndarray]:
@@ -130,7 +136,7 @@ def read_arrays(name: str, data_dir: Path | None, memory_limit_mb: int) -> dict[
       memory_limit_mb: a larger .npy file stays on disk.
 
     Returns:
-      The splits found; types as `converted` has them, labels int32.
+      The splits found; types as `converted` has them, labels int32 `[N]` or float32 `[N, size]`.
 
     Raises:
       InputError: unreadable files, unknown keys, values that are no data, labels that do not fit.

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from aevb import bounds, data, training
+from aevb import bounds, data, models, training
 from aevb.errors import InputError
 from aevb.inference.diagnostics import active_units
 from experiments import build, cli, evaluate, workdir
@@ -22,50 +22,115 @@ Arrays = dict[str, np.ndarray]
 
 
 class Artist:
-    """A trained model, ready to be drawn from; its pictures show the test split, or train where that is empty."""
+    """A trained model, ready to be drawn from; its pictures show the test split, or train where that is empty.
 
-    def __init__(self, run: Run, params: Any) -> None:
+    A conditional model draws in the contexts of the datapoints of that split, one after another, or in that of one
+    label.
+
+    Raises:
+      InputError: the model knows no such label.
+    """
+
+    def __init__(self, run: Run, params: Any, label: int | None = None) -> None:
         self.run = run
         self.replicated = params
         self.params = training.unreplicate(params)
         self.split_name = "test" if len(run.dataset.test.examples) else "train"
         self.split = run.split(self.split_name)
         self.key = run.draw_key
-        self._decode = jax.jit(jax.vmap(lambda params, z: run.model.bind({"params": params}).decode(z).mean, (None, 0)))
+        self.label = label
+        check_label(run, label)
+        self._decode = jax.jit(jax.vmap(self._decode_one, (None, 0, 0)))
         self._encode = run.map_split(self._encode_one, self.split_name)
 
-    def decode(self, z: np.ndarray) -> np.ndarray:
-        """The mean of p(x | z) of each z `[..., latent]`, as `[..., *event]`."""
-        flat = self._decode(self.params, jnp.asarray(z).reshape(-1, z.shape[-1]))
+    def given(self, context: jax.Array | None) -> models.Given:
+        """The model that was told a context."""
+        return self.run.model.bind({"params": self.params}).given(context)
+
+    def contexts(self, num: int) -> np.ndarray | None:
+        """The contexts of `num` pictures, `[num, context]`; None for a model without."""
+        if self.run.context is None:
+            return None
+        if self.label is not None:
+            return self.contexts_of(np.full(num, self.label))
+        return self.contexts_of(np.resize(self.split.labels[:num], (num, *self.split.labels.shape[1:])))
+
+    def one_context(self) -> np.ndarray | None:
+        """The first context, `[context]`."""
+        contexts = self.contexts(1)
+        return None if contexts is None else contexts[0]
+
+    def contexts_of(self, labels: np.ndarray) -> np.ndarray:
+        """The contexts that labels make, `[num, context]`."""
+        return np.asarray(jax.vmap(self.run.context)(labels))
+
+    def decode(self, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """The mean of p(x | z) of each z `[..., latent]`, as `[..., *event]`, in one context or one for each z."""
+        if context is not None:
+            context = jnp.broadcast_to(context, (*z.shape[:-1], context.shape[-1])).reshape(-1, context.shape[-1])
+        flat = self._decode(self.params, jnp.asarray(z).reshape(-1, z.shape[-1]), context)
         return np.asarray(flat).reshape(*z.shape[:-1], *self.run.model.event_shape)
 
-    def prior_quantiles(self, u: np.ndarray) -> np.ndarray:
-        """The inverse CDF of each dimension of the prior at u `[num]` in (0, 1), `[num, latent]`."""
-        prior = self.run.model.bind({"params": self.params}).prior()
-        u = np.broadcast_to(u[:, None], (len(u), self.run.model.latent_dim))
+    def prior_quantiles(self, u: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """The inverse CDF of the prior, `[num, latent]`, at u in (0, 1), `[num]` for all dimensions or for each."""
+        prior = self.given(context).prior()
+        u = np.broadcast_to(u.reshape(len(u), -1), (len(u), self.run.model.latent_dim))
         return np.asarray(jax.vmap(prior.base_dist.icdf)(jnp.asarray(u, jnp.float32)))
 
     def encode(self, num: int) -> Arrays:
-        """The first `num` datapoints with the mean and KL per dimension of their posteriors."""
+        """The first `num` datapoints and their contexts, with the mean and KL per dimension of their posteriors."""
         return training.collect(
             self._encode(self.replicated, data.head(self.split, num), self.run.split_key(self.split_name))
         )
+
+    def _decode_one(self, params: Any, z: jax.Array, context: jax.Array | None) -> jax.Array:
+        return self.run.model.bind({"params": params}).given(context).decode(z).mean
 
     def _encode_one(self, params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
         vae = self.run.model.bind({"params": params}).given(point.context)
         posterior = vae.encode(point.x)
         z = jax.vmap(posterior.sample)(jax.random.split(key, evaluate.KL_SAMPLES))
-        return {"x": point.x, "mean": posterior.mean, "kl_per_dim": bounds.kl_per_dim(posterior, vae.prior(), z)}
+        kl_per_dim = bounds.kl_per_dim(posterior, vae.prior(), z)
+        return {"x": point.x, "context": point.context, "mean": posterior.mean, "kl_per_dim": kl_per_dim}
+
+
+def check_label(run: Run, label: int | None) -> None:
+    """Refuse a label that the model was not told of in training.
+
+    Raises:
+      InputError: the model has no context, one of vectors, or not this class.
+    """
+    if label is None:
+        return
+    if run.context is None or not run.context.classes:
+        was = "nothing" if run.context is None else "vectors"
+        raise InputError(
+            f"--label is {label}, but the model was told {was} of a datapoint: train with --config.model.context=label "
+            "on data with classes"
+        )
+    if not 0 <= label < run.context.size:
+        raise InputError(f"--label is {label}, and the classes of {run.dataset.name} are 0 to {run.context.size - 1}")
 
 
 def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:
     """Means of p(x | z) for `num` draws z from the prior."""
     from aevb import figures
 
-    prior = artist.run.model.bind({"params": artist.params}).prior()
-    z = np.asarray(jax.vmap(prior.sample)(jax.random.split(artist.key, num)))
-    arrays = {"z": z, "mean": artist.decode(z)}
+    contexts, keys = artist.contexts(num), jax.random.split(artist.key, num)
+    z = np.asarray(jax.vmap(lambda context, key: artist.given(context).prior().sample(key))(contexts, keys))
+    arrays = {"z": z, "context": contexts, "mean": artist.decode(z, contexts)}
     return figures.samples(arrays["mean"]), arrays
+
+
+def classes(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """A row a class and `num` columns, each of one draw u of a latent's place in the prior, decoded for every class."""
+    from aevb import figures
+
+    u = np.asarray(jax.random.uniform(artist.key, (num, artist.run.model.latent_dim), minval=2.0**-24))
+    contexts = artist.contexts_of(np.arange(artist.run.context.size))
+    z = np.stack([artist.prior_quantiles(u, context) for context in contexts])
+    arrays = {"z": z, "context": contexts, "mean": artist.decode(z, contexts[:, None])}
+    return figures.classes(arrays["mean"], [str(i) for i in range(len(z))]), arrays
 
 
 def reconstructions(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -73,48 +138,61 @@ def reconstructions(artist: Artist, num: int) -> tuple[Any, Arrays]:
     from aevb import figures
 
     encoded = artist.encode(num)
-    arrays = {"x": encoded["x"], "z": encoded["mean"], "mean": artist.decode(encoded["mean"])}
+    arrays = {name: encoded[name] for name in ("x", "context")} | {"z": encoded["mean"]}
+    arrays["mean"] = artist.decode(encoded["mean"], encoded["context"])
     return figures.reconstructions(arrays["x"], arrays["mean"]), arrays
 
 
 def interpolations(artist: Artist, num: int) -> tuple[Any, Arrays]:
-    """`num` straight lines of 10 points between the posterior means of two datapoints."""
+    """`num` straight lines of 10 points between two datapoints: their posterior means, and their contexts."""
     from aevb import figures
 
-    ends = artist.encode(2 * num)["mean"]
-    if len(ends) < 2:
-        raise InputError(f"the {artist.split_name} split has {len(ends)} example, and a line needs two")
-    pairs = ends[: len(ends) // 2 * 2].reshape(-1, 2, 1, ends.shape[-1])
+    encoded = artist.encode(2 * num)
+    if len(encoded["mean"]) < 2:
+        raise InputError(f"the {artist.split_name} split has {len(encoded['mean'])} example, and a line needs two")
     t = np.linspace(0, 1, 10, dtype=np.float32)[:, None]
-    z = (1 - t) * pairs[:, 0] + t * pairs[:, 1]
-    arrays = {"z": z, "mean": artist.decode(z)}
+
+    def lines(ends: np.ndarray) -> np.ndarray:
+        pairs = ends[: len(ends) // 2 * 2].reshape(-1, 2, 1, ends.shape[-1])
+        return (1 - t) * pairs[:, 0] + t * pairs[:, 1]
+
+    z, contexts = (None if ends is None else lines(ends) for ends in (encoded["mean"], encoded["context"]))
+    arrays = {"z": z, "context": contexts, "mean": artist.decode(z, contexts)}
     return figures.interpolations(arrays["mean"]), arrays
 
 
 def traversals(artist: Artist, num: int) -> tuple[Any, Arrays]:
-    """Each latent dimension moved over `num` quantiles of the prior, those of N(0, 1) at -3 to 3; others stay."""
+    """Each latent dimension moved over `num` quantiles of the prior, those of N(0, 1) at -3 to 3; others stay.
+
+    A conditional model shows one context, the first that there is.
+    """
     from scipy.stats import norm
 
     from aevb import figures
 
     latent_dim = artist.run.model.latent_dim
     values = np.linspace(-3, 3, num, dtype=np.float32)
-    moved = artist.prior_quantiles(norm.cdf(values))  # [num, latent]
-    median = np.broadcast_to(artist.prior_quantiles(np.array([0.5])), (latent_dim, num, latent_dim))
+    context = artist.one_context()
+    moved = artist.prior_quantiles(norm.cdf(values), context)  # [num, latent]
+    median = np.broadcast_to(artist.prior_quantiles(np.array([0.5]), context), (latent_dim, num, latent_dim))
     z = np.where(np.eye(latent_dim, dtype=bool)[:, None], moved[None], median)
-    arrays = {"z": z, "mean": artist.decode(z)}
+    arrays = {"z": z, "context": context, "mean": artist.decode(z, context)}
     if artist.run.learner.has_encoder:
         arrays["kl_per_dim"] = artist.encode(1000)["kl_per_dim"].mean(axis=0)
     return figures.traversals(arrays["mean"], values, arrays.get("kl_per_dim")), arrays
 
 
 def manifold(artist: Artist, num: int) -> tuple[Any, Arrays]:
-    """A `num` by `num` grid on the unit square, through the inverse CDF of the prior, decoded (the paper's Fig. 4)."""
+    """A `num` by `num` grid on the unit square, through the inverse CDF of the prior, decoded (the paper's Fig. 4).
+
+    A conditional model shows one context, the first that there is.
+    """
     from aevb import figures
 
-    values = artist.prior_quantiles((np.arange(num) + 0.5) / num)
+    context = artist.one_context()
+    values = artist.prior_quantiles((np.arange(num) + 0.5) / num, context)
     z = np.stack(np.meshgrid(values[:, 0], values[:, 1]), axis=-1)  # z[i, j] = (values[j, 0], values[i, 1])
-    arrays = {"z": z, "mean": artist.decode(z)}
+    arrays = {"z": z, "context": context, "mean": artist.decode(z, context)}
     return figures.manifold(arrays["mean"]), arrays
 
 
@@ -124,7 +202,7 @@ def latents(artist: Artist, num: int) -> tuple[Any, Arrays]:
 
     arrays = {"mean": artist.encode(num)["mean"]}
     labels = artist.split.labels
-    if labels is not None:
+    if labels is not None and labels.ndim == 1:
         arrays["label"] = labels[:num]
     return figures.latents(arrays["mean"], arrays.get("label")), arrays
 
@@ -141,6 +219,7 @@ def kl_per_dim(artist: Artist, num: int) -> tuple[Any, Arrays]:
 # What can be asked for, and how many of it there are unless it is said.
 WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
     "samples": (samples, 64),
+    "classes": (classes, 10),
     "reconstructions": (reconstructions, 10),
     "interpolations": (interpolations, 8),
     "traversals": (traversals, 7),
@@ -155,6 +234,8 @@ ENCODED = ("reconstructions", "interpolations", "latents", "kl_per_dim")
 
 def can_draw(run: Run, name: str) -> bool:
     """Whether a picture is one of this model: a manifold has two dimensions, codes come from an encoder."""
+    if name == "classes":
+        return run.context is not None and run.context.classes
     return (name != "manifold" or run.model.latent_dim == 2) and (name not in ENCODED or run.learner.has_encoder)
 
 
@@ -185,13 +266,19 @@ def main(argv: list[str]) -> None:
             f"a manifold is drawn for 2 latent dimensions, and this model has {run.model.latent_dim}: "
             "use --what=traversals, or train with --config.model.latent_dim=2"
         )
+    check_label(run, flags.FLAGS.label)
+    if what == "classes" and not can_draw(run, what):
+        raise InputError(
+            "classes are drawn by a model that was told them: train with --config.model.context=label on labelled data"
+        )
     if not can_draw(run, what):
         raise InputError(
             f"{what} are made of codes of data, and {run.facts['learner']} trains no encoder: use --what=samples"
         )
     params, which = evaluate.restore(run, folder)
     draw, default = WHAT[what]
-    figure, arrays = draw(Artist(run, params), flags.FLAGS.num or default)
+    figure, arrays = draw(Artist(run, params, flags.FLAGS.label), flags.FLAGS.num or default)
+    arrays = {name: array for name, array in arrays.items() if array is not None}
     evaluate.check_finite(arrays, f"what {folder} draws")
     out.parent.mkdir(parents=True, exist_ok=True)
     figures.save(figure, out)
@@ -203,5 +290,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.DEFINE_string("what", None, f"What to draw: {', '.join(WHAT)}.")
     flags.DEFINE_integer("num", None, "How many; each kind of picture has its own default.", lower_bound=1)
+    flags.DEFINE_integer("label", None, "Draw this class; of a model with --config.model.context=label.")
     flags.DEFINE_string("out", None, "The PNG to write, beside an .npz; in the run's figures unless given.")
     cli.run(main)

@@ -9,6 +9,7 @@ pixels of the figure: nothing is blurred. Events are images, `[H, W]`, `[H, W, 1
 from aevb.figures.grids import (
     GAP,
     MAX_CELL,
+    classes,
     compose,
     interpolations,
     manifold,
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_CELL",
     "ORANGE",
     "WIDTH",
+    "classes",
     "compose",
     "interpolations",
     "kl_per_dim",

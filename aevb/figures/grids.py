@@ -168,6 +168,14 @@ def traversals(images: np.ndarray, values: np.ndarray, kl_per_dim: np.ndarray | 
     return figure
 
 
+def classes(images: np.ndarray, names: Sequence[str]) -> Figure:
+    """A row a class, the same latent down each column. Args: images, [R, C, *event]; names, of the rows."""
+    figure, axes = _grid(images, left=0.75)
+    _label_cells(axes.yaxis, names, across=False)
+    axes.set_ylabel("class", fontsize=FONT, color=INK)
+    return figure
+
+
 def manifold(images: np.ndarray, quantiles: np.ndarray | None = None) -> Figure:
     """The decoder over a plane of latents, spread as the prior spreads them: z = Φ⁻¹(u), u in (0, 1)².
 

@@ -172,8 +172,8 @@ def iwae(samples: Samples, posterior: dist.Distribution, prior: dist.Distributio
 def kl(posterior: dist.Distribution, prior: dist.Distribution) -> jax.Array:
     """KL(q || p) in nats, in closed form (appendix B for Gaussians), a scalar.
 
-    NumPyro's of a Kumaraswamy from a beta distribution is exact where that is the uniform one, else a cut-off series.
-    It lacks that of N(mu, L L^T) from a p that factorizes: `sum_j [KL(q_j || p_j) + log(sigma_j / L_jj)]`, with
+    NumPyro's of a Kumaraswamy from a beta distribution is a cut-off series, and not taken. It lacks that of
+    N(mu, L L^T) from a p that factorizes: `sum_j [KL(q_j || p_j) + log(sigma_j / L_jj)]`, with
     `sigma_j^2 = (L L^T)_jj`; the logarithms sum to KL(q || prod_j q_j), the total correlation.
 
     Raises:
@@ -182,6 +182,8 @@ def kl(posterior: dist.Distribution, prior: dist.Distribution) -> jax.Array:
     if isinstance(posterior, dist.MultivariateNormal) and isinstance(prior, dist.Independent):
         ratios = jnp.sqrt(posterior.variance) / jnp.diagonal(posterior.scale_tril)
         return kl_per_dim(posterior, prior).sum() + jnp.log(ratios).sum()
+    if isinstance(posterior, dist.Independent) and isinstance(prior, dist.Independent):
+        return kl_per_dim(posterior, prior).sum()
     return dist.kl_divergence(posterior, prior)
 
 
@@ -201,6 +203,8 @@ def kl_per_dim(posterior: dist.Distribution, prior: dist.Distribution, z: jax.Ar
     """
     q, p = _marginals(posterior), _marginals(prior)
     try:
+        if isinstance(q, dist.Kumaraswamy) and isinstance(p, dist.Beta):
+            raise NotImplementedError("NumPyro's KL of a Kumaraswamy from a beta distribution is a cut-off series")
         return dist.kl_divergence(q, p)
     except NotImplementedError:
         if z is None:

@@ -20,7 +20,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "model.context": ("none", "label"),
     "model.prior": choices.PRIORS,
     "model.likelihood": choices.LIKELIHOODS,
-    "model.scale": ("learned", "fixed"),
+    "model.scale": ("learned", "shared", "fixed"),
     "bound.name": choices.BOUNDS,
     "bound.kl_schedule": choices.KL_SCHEDULES,
     "learner.name": choices.LEARNERS,
@@ -32,6 +32,8 @@ CHOICES: Mapping[str, Iterable[str]] = {
 }
 _POSITIVE = (
     "model.latent_dim",
+    "model.num_blocks",
+    "model.num_components",
     "bound.num_samples",
     "bound.adaptation_rate",
     "optimizer.learning_rate",
@@ -90,7 +92,7 @@ def check(config: ConfigDict) -> None:
     for key in ("seed", "data.seed"):
         if not 0 <= flat[key] < 2**32:
             raise InputError(f"config.{key} is {flat[key]}: it must be a whole number from 0 to 2**32 - 1")
-    for key, least in (("model.hidden", 1), ("optimizer.boundaries", 0)):
+    for key, least in (("model.hidden", 1), ("model.channels", 1), ("optimizer.boundaries", 0)):
         if not all(isinstance(item, int) and item >= least for item in flat[key]):
             raise InputError(f"config.{key} is {flat[key]}: it must be a list of whole numbers, each at least {least}")
     for key, allowed, values in (
@@ -121,6 +123,13 @@ def _check_pairs(flat: dict[str, Any]) -> None:
             "config.model.prior is conditional_gaussian, but config.model.context is none: set "
             "--config.model.context=label, or --config.model.prior=standard_normal"
         )
+    reads = {name: tuple(f"model.{key}" for key in keys) for name, (_, _, keys) in choices.NETWORKS.items()}
+    _refuse_unread(flat, reads, flat["model.network"], "the network")
+    if "negative_binomial" in flat["model.likelihood"] and flat["model.scale"] == "fixed":
+        raise InputError(
+            f"config.model.scale is fixed, but {flat['model.likelihood']} learns its dispersion: set it to learned or "
+            "shared"
+        )
     _check_learner(flat)
     _check_kl(flat)
     _check_estimator(flat)
@@ -136,13 +145,20 @@ def _check_pairs(flat: dict[str, Any]) -> None:
         )
 
 
+def _refuse_unread(flat: dict[str, Any], reads: Mapping[str, tuple[str, ...]], chosen: str, what: str) -> None:
+    """Refuse keys that others of a kind read, and the chosen one does not, where they are not as they come."""
+    default = flatten(base.get_config().to_dict())
+    for key in sorted({key for keys in reads.values() for key in keys} - set(reads[chosen])):
+        if flat[key] != default[key]:
+            raise InputError(
+                f"config.{key} is {flat[key]}, but {what} {chosen} does not read it: leave it {default[key]}"
+            )
+
+
 def _check_learner(flat: dict[str, Any]) -> None:
     """Refuse keys that the learner does not read, and a bound of one that has none."""
-    name, default = flat["learner.name"], flatten(base.get_config().to_dict())
-    of_learners = {key for keys in choices.LEARNER_KEYS.values() for key in keys}
-    for key in sorted(of_learners - set(choices.LEARNER_KEYS[name])):
-        if flat[key] != default[key]:
-            raise InputError(f"config.{key} is {flat[key]}, but {name} does not read it: leave it {default[key]}")
+    name = flat["learner.name"]
+    _refuse_unread(flat, choices.LEARNER_KEYS, name, "the learner")
     if choices.has_bound(name):
         return
     if flat["eval.curve_measure"] == "bound" or flat["eval.estimator"] == "importance":
@@ -156,16 +172,11 @@ def _check_learner(flat: dict[str, Any]) -> None:
 def _check_kl(flat: dict[str, Any]) -> None:
     """Refuse keys that beta's schedule does not read, or needs, and a KL that is weighed where the bound has none."""
     default, schedule = flatten(base.get_config().to_dict()), flat["bound.kl_schedule"]
-    _, reads = choices.KL_SCHEDULES[schedule]
-    for key in sorted({key for _, keys in choices.KL_SCHEDULES.values() for key in keys}):
-        name = f"bound.{key}"
-        if key not in reads and flat[name] != default[name]:
-            raise InputError(
-                f"config.{name} is {flat[name]}, but the {schedule} schedule of beta does not read it: leave it "
-                f"{default[name]}, or choose another --config.bound.kl_schedule"
-            )
-        if key in reads and key.endswith("_steps") and not flat[name]:
-            raise InputError(f"config.{name} is 0, but the {schedule} schedule of beta needs it: set it above 0")
+    reads = {name: tuple(f"bound.{key}" for key in keys) for name, (_, keys) in choices.KL_SCHEDULES.items()}
+    _refuse_unread(flat, reads, schedule, "beta's schedule")
+    for key in reads[schedule]:
+        if key.endswith("_steps") and not flat[key]:
+            raise InputError(f"config.{key} is 0, but beta's schedule {schedule} needs it: set it above 0")
     if schedule == "cyclical" and flat["bound.kl_cycle_steps"] < flat["bound.kl_warmup_steps"]:
         raise InputError(
             f"config.bound.kl_cycle_steps is {flat['bound.kl_cycle_steps']}, shorter than the rise in it, "

@@ -17,10 +17,21 @@ from aevb.inference.annealed_importance import MIN_CHAINS
 from aevb.learners import aevb as aevb_learner
 from aevb.learners import full_vb, kl_weights, mcem, wake_sleep
 
-NETWORKS: Mapping[str, Callable] = {"mlp": networks.MLP}
+# Of the encoder and of the decoder, and the keys of config.model that both read.
+NETWORKS: Mapping[str, tuple[Callable, Callable, tuple[str, ...]]] = {
+    "mlp": (networks.MLP, networks.MLP, ("hidden", "activation", "init_scale")),
+    "gated_mlp": (networks.GatedMLP, networks.GatedMLP, ("hidden", "init_scale")),
+    "conv": (networks.ConvEncoder, networks.ConvDecoder, ("channels", "hidden", "activation", "init_scale")),
+    "residual": (
+        networks.ResidualEncoder,
+        networks.ResidualDecoder,
+        ("channels", "num_blocks", "hidden", "activation", "init_scale"),
+    ),
+}
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "gelu": nn.gelu, "elu": nn.elu, "softplus": nn.softplus}
 POSTERIORS: Mapping[str, Callable[[], nn.Module]] = {
     "diagonal_gaussian": models.DiagonalGaussian,
+    "full_gaussian": models.FullGaussian,
     **{family: functools.partial(models.FactorizedPosterior, family) for family in models.FAMILIES},
 }
 PRIORS: Mapping[str, Callable[[int], nn.Module]] = {
@@ -31,11 +42,13 @@ PRIORS: Mapping[str, Callable[[int], nn.Module]] = {
 LIKELIHOODS: Mapping[str, Callable[[ConfigDict], nn.Module]] = {
     "bernoulli": lambda model: models.Bernoulli(),
     "continuous_bernoulli": lambda model: models.ContinuousBernoulli(),
-    "gaussian": lambda model: models.Gaussian(
-        scale={"fixed": model.fixed_scale, "learned": None}[model.scale],
-        min_scale=model.min_scale,
-        sigmoid_mean=model.sigmoid_mean,
-    ),
+    "gaussian": lambda model: models.Gaussian(**location_scale(model)),
+    "laplace": lambda model: models.Laplace(**location_scale(model)),
+    "categorical": lambda model: models.Categorical(),
+    "logistic_mixture": lambda model: models.DiscretizedLogisticMixture(model.num_components),
+    "poisson": lambda model: models.Poisson(),
+    "negative_binomial": lambda model: models.NegativeBinomial(model.scale == "shared"),
+    "zero_inflated_negative_binomial": lambda model: models.ZeroInflatedNegativeBinomial(model.scale == "shared"),
 }
 BOUNDS = {
     "sgvb_a": bounds.sgvb_a,
@@ -126,21 +139,31 @@ ESTIMATORS = {
 
 
 def make_model(keys: ConfigDict, event_shape: tuple[int, ...], context_dim: int) -> models.VAE:
-    network = functools.partial(
-        NETWORKS[keys.network],
-        hidden=tuple(keys.hidden),
-        activation=ACTIVATIONS[keys.activation],
-        init_scale=keys.init_scale or None,
-    )
+    encoder, decoder, reads = NETWORKS[keys.network]
+    options = {
+        "hidden": tuple(keys.hidden),
+        "activation": ACTIVATIONS[keys.activation],
+        "init_scale": keys.init_scale or None,
+        "channels": tuple(keys.channels),
+        "num_blocks": keys.num_blocks,
+    }
+    options = {name: option for name, option in options.items() if name in reads}
     return models.vae(
         event_shape,
         keys.latent_dim,
-        network=network,
+        network=functools.partial(encoder, **options),
+        decoder_network=functools.partial(decoder, **options),
         posterior=POSTERIORS[keys.posterior](),
         likelihood=LIKELIHOODS[keys.likelihood](keys),
         prior=PRIORS[keys.prior](keys.latent_dim),
         context_dim=context_dim,
     )
+
+
+def location_scale(keys: ConfigDict) -> dict[str, Any]:
+    """The options of a Gaussian or Laplace likelihood."""
+    scale = {"fixed": keys.fixed_scale, "learned": None, "shared": "shared"}[keys.scale]
+    return {"scale": scale, "min_scale": keys.min_scale, "sigmoid_mean": keys.sigmoid_mean}
 
 
 def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> learners.Learner:

@@ -249,6 +249,9 @@ def bits_per_dim(run: Run, split: data.Split, nll: float) -> dict[str, Any]:
     bits = nll / (math.prod(run.model.event_shape) * math.log(2))
     if run.model.likelihood.support == "binary":
         return {"bits_per_dim": bits, "convention": "log mass of binary values, nats per datapoint"}
+    if run.model.likelihood.support in ("levels", "counts"):
+        values = {"levels": "the 256 levels, without dequantization", "counts": "counts"}[run.model.likelihood.support]
+        return {"bits_per_dim": bits, "convention": f"log mass of {values}, nats per datapoint"}
     if run.facts["binarization"] == "none" and split.examples[0].dtype == np.uint8:
         # A density over [0, 1] as one over the 256 levels, which are 1/255 apart.
         return {

@@ -102,13 +102,17 @@ def check_values(examples: np.ndarray | RandomAccess, binarization: str, support
     Args:
       examples: stored examples, `[N, *event]`.
       binarization: a name of `BINARIZATIONS`.
-      support: the likelihood's, "binary", "unit" or "real".
+      support: the likelihood's, "binary", "unit", "real", "levels" or "counts".
       what: how to call the examples in the message.
 
     Raises:
       InputError: `grey` for a likelihood that has a density of grey values, values outside [0, 1] that a binarization
-        or the likelihood needs inside, or grey values for a Bernoulli without a binarization.
+        or the likelihood needs inside, grey values for a Bernoulli without a binarization, or values that are no
+        levels or no counts for a likelihood of those.
     """
+    if support in ("levels", "counts"):
+        _check_whole(examples, binarization, support, what)
+        return
     if binarization == "grey" and support != "binary":
         raise InputError(
             "binarization 'grey' gives grey values to a Bernoulli likelihood, and this one has a density for them: "
@@ -133,6 +137,34 @@ def check_values(examples: np.ndarray | RandomAccess, binarization: str, support
             "--config.data.binarization=static, dynamic, threshold or grey (grey is not a density), or "
             "--config.model.likelihood=continuous_bernoulli or gaussian"
         )
+
+
+def _check_whole(examples: np.ndarray | RandomAccess, binarization: str, support: str, what: str) -> None:
+    """Refuse what a likelihood of levels k / 255 or of counts gives no mass."""
+    if binarization != "none":
+        raise InputError(
+            f"binarization {binarization!r} leaves no {support}, which the likelihood has its mass on: "
+            "use --config.data.binarization=none"
+        )
+    if len(examples) == 0:
+        return
+    is_bytes = examples[0].dtype == np.uint8
+    if is_bytes and support == "counts":
+        raise InputError(
+            f"{what} are stored as uint8, which stands for value / 255, and a likelihood of counts needs the counts "
+            "themselves: store them as float32"
+        )
+    if is_bytes:
+        return
+    scale, most, words = (255, 255, "levels k / 255") if support == "levels" else (1, 2**24, "counts 0, 1, 2, ...")
+    for block in _blocks(examples):
+        whole = np.round(block * np.float32(scale))
+        wrong = ~((np.abs(block * np.float32(scale) - whole) < 1e-3) & (whole >= 0) & (whole <= most))  # NaN is wrong
+        if wrong.any():
+            raise InputError(
+                f"{what} holds {block[wrong][0]:.6g}, and the likelihood has a mass for {words} only: rescale or round "
+                "the data, or choose a likelihood with a density, such as --config.model.likelihood=gaussian"
+            )
 
 
 def _blocks(examples: np.ndarray | RandomAccess) -> Iterator[np.ndarray]:

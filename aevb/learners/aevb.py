@@ -20,22 +20,38 @@ def datapoint_bound(
     """`(params, point, key) -> Bound`: the bound of one datapoint from `num_samples` draws of z."""
 
     def one(params: Any, point: Datapoint, key: jax.Array) -> bounds.Bound:
-        return bound_and_kl_per_dim(model, bound, num_samples, params, point, key)[0]
+        posterior, prior, samples = _draw(model, bound, num_samples, params, point, key)
+        return bound(samples, posterior, prior)
 
     return one
 
 
-def bound_and_kl_per_dim(
+def datapoint_kl_per_dim(
+    model: models.VAE, bound: bounds.BoundFn, num_samples: int = 1
+) -> Callable[[Any, Datapoint, jax.Array], jax.Array]:
+    """`(params, point, key) -> kl`: the KL of one datapoint, nats, on the draws that `datapoint_bound` makes.
+
+    Of each dimension of z, `[latent]`; `[1]`, all in one, where the posterior's dimensions depend on each other.
+    """
+
+    def one(params: Any, point: Datapoint, key: jax.Array) -> jax.Array:
+        posterior, prior, samples = _draw(model, bound, num_samples, params, point, key)
+        if isinstance(posterior, dist.Independent):
+            return bounds.kl_per_dim(posterior, prior, samples.z)
+        return bound(samples, posterior, prior).kl[None]
+
+    return one
+
+
+def _draw(
     model: models.VAE, bound: bounds.BoundFn, num_samples: int, params: Any, point: Datapoint, key: jax.Array
-) -> tuple[bounds.Bound, jax.Array]:
-    """The bound of one datapoint, and its KL by dimension, nats, `[latent]`; `[1]` where those of z depend."""
+) -> tuple[dist.Distribution, dist.Distribution, bounds.Samples]:
+    """q(z | x), p(z), and draws from the first as the bound wants them."""
     vae = model.bind({"params": params}).given(point.context)
     posterior, prior = vae.encode(point.x), vae.prior()
     reparameterized = bound is not bounds.score_function
-    samples = bounds.draw(key, point.x, posterior, prior, vae.decode, num_samples, reparameterized=reparameterized)
-    value = bound(samples, posterior, prior)
-    factorized = isinstance(posterior, dist.Independent)
-    return value, bounds.kl_per_dim(posterior, prior, samples.z) if factorized else value.kl[None]
+    draws = bounds.draw(key, point.x, posterior, prior, vae.decode, num_samples, reparameterized=reparameterized)
+    return posterior, prior, draws
 
 
 def learner(
@@ -75,7 +91,8 @@ def learner(
       minimised), `kl_weight` and `grad_norm`; for `bounds.iwae` `iwae_bound`, too.
     """
     adaptive = log_likelihood_target is not None
-    one_bound = functools.partial(bound_and_kl_per_dim, model, bound, num_samples)
+    batch_bound = jax.vmap(datapoint_bound(model, bound, num_samples), in_axes=(None, 0, 0))
+    batch_kl = jax.vmap(datapoint_kl_per_dim(model, bound, num_samples), in_axes=(None, 0, 0))
 
     def init(key: jax.Array) -> TrainState:
         hyperparameters = {"kl_weight": kl_weight}
@@ -86,8 +103,10 @@ def learner(
     def loss_fn(
         params: dict, batch: Batch, keys: jax.Array, beta: jax.Array, axis_name: str | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        each, kl_per_dim = jax.vmap(one_bound, in_axes=(None, 0, 0))(params, batch.points, keys)
-        weighed = kl_weights.freed(kl_per_dim, free_bits, axis_name) if free_bits else each.kl
+        each = batch_bound(params, batch.points, keys)
+        weighed = each.kl
+        if free_bits:  # the draws are those of the bound, and XLA makes them once
+            weighed = kl_weights.freed(batch_kl(params, batch.points, keys), free_bits, axis_name)
         objective = each.log_likelihood + each.excess - beta * weighed
         mean = jax.tree.map(jnp.mean, each)
         metrics = {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl, "kl_weight": beta}

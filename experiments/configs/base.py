@@ -34,16 +34,19 @@ def data() -> dict:
 
 def model() -> dict:
     return {
-        "network": "mlp",  # of the encoder and the decoder
-        "hidden": (500,),  # width of each hidden layer
+        "network": "mlp",  # of the encoder and the decoder: mlp, gated_mlp, conv, residual
+        "hidden": (500,),  # width of each hidden layer; of conv and residual those between image and code
+        "channels": (32, 64),  # of conv and residual, from the image to the code, each half as high and wide
+        "num_blocks": 1,  # of residual, residual blocks for each of the channels
         "activation": "tanh",  # tanh, relu, gelu, elu, softplus
         "init_scale": 0.0,  # standard deviation of the first weights and biases; 0 starts them as Flax does
         "latent_dim": 20,  # size of z
-        "posterior": "diagonal_gaussian",  # family of q(z | x), or one of aevb.models.FAMILIES
+        "posterior": "diagonal_gaussian",  # q(z | x): diagonal_gaussian, full_gaussian, one of aevb.models.FAMILIES
         "context": "none",  # what encoder, decoder and prior are told of a datapoint: none, label
         "prior": "standard_normal",  # p(z): standard_normal, conditional_gaussian (p(z | context)), a family
-        "likelihood": "bernoulli",  # bernoulli, continuous_bernoulli, gaussian
-        "scale": "learned",  # of a Gaussian likelihood: learned (per element) or fixed
+        "likelihood": "bernoulli",  # p(x | z), a name of LIKELIHOODS in experiments/choices.py
+        "num_components": 10,  # of logistic_mixture, logistic distributions a pixel
+        "scale": "learned",  # of gaussian, laplace: learned (per element), shared, fixed; not so of negative binomials
         "fixed_scale": 0.1,  # standard deviation of a fixed scale, in units of x
         "min_scale": 0.01,  # floor under a learned standard deviation, in units of x
         "sigmoid_mean": False,  # a Gaussian's means through a sigmoid onto (0, 1)

@@ -72,7 +72,9 @@ def test_every_key_is_read_by_one_module(monkeypatch: pytest.MonkeyPatch, tmp_pa
     short = ("model.hidden=4", "train.num_epochs=0.1", "train.log_every_steps=1", "train.ema_decay=0.9")
     config = load(*short, "train.eval_every_steps=1", "train.checkpoint_every_steps=1", "optimizer.schedule=cosine")
     others = [
-        load("optimizer.schedule=piecewise", "model.likelihood=gaussian", "bound.kl_warmup_steps=2"),
+        load("optimizer.schedule=piecewise", "model.likelihood=gaussian"),
+        load("bound.kl_schedule=cyclical", "bound.kl_warmup_steps=2", "bound.kl_cycle_steps=3"),
+        load("bound.kl_schedule=adaptive", "model.likelihood=logistic_mixture", "data.binarization=none"),
         load("optimizer.name=adagrad", *MCEM),
         load("optimizer.name=adamw"),
     ]
@@ -173,9 +175,26 @@ CHOICES = {
     ),
     "threshold, KL warm-up, several draws": (
         "digits",
-        ["data.binarization=threshold", "bound.kl_warmup_steps=2", "bound.num_samples=3", "bound.kl_weight=0.5"]
-        + ["model.activation=softplus", "model.hidden=(4,3)"],
+        ["data.binarization=threshold", "bound.num_samples=3", "bound.kl_weight=0.5"]
+        + ["bound.kl_schedule=linear", "bound.kl_warmup_steps=2", "model.activation=softplus", "model.hidden=(4,3)"],
     ),
+    "iwae, gated network": ("digits", ["bound.name=iwae", "bound.num_samples=3", "model.network=gated_mlp"]),
+    "convolution, full covariance, free bits, cosine": (
+        "frey_face",
+        ["model.network=conv", "model.channels=(2,3)", "model.posterior=full_gaussian", "bound.free_bits=0.1"]
+        + ["bound.kl_schedule=cosine", "bound.kl_warmup_steps=2"],
+    ),
+    "residual convolution, mixture of colours, adaptive": (
+        "folder",
+        ["model.network=residual", "model.channels=(2,)", "model.likelihood=logistic_mixture", "model.scale=learned"]
+        + ["bound.kl_schedule=adaptive", "bound.log_likelihood_target=-3", "model.num_components=2"],
+    ),
+    "shared Laplace, cyclical": (
+        "arrays",
+        ["model.likelihood=laplace", "model.scale=shared", "bound.kl_schedule=cyclical", "bound.kl_warmup_steps=1"]
+        + ["bound.kl_cycle_steps=2"],
+    ),
+    "256 levels": ("digits", ["model.likelihood=categorical", "data.binarization=none"]),
     "grey": ("digits", ["data.binarization=grey"]),
     "wake-sleep, paper's first weights, train size": (
         "digits",

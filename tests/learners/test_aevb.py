@@ -201,3 +201,43 @@ def test_global_norm_is_the_root_of_the_sum_of_all_squares():
 
 def test_global_norm_takes_a_scalar_parameter():
     np.testing.assert_allclose(global_norm({"a": jnp.array([3.0]), "scale": jnp.array(4.0)}), 5.0, rtol=1e-6)
+
+
+def test_the_importance_weighted_objective():
+    """At the exact posterior every weight is p(x), so the bound is exact for any number of draws, and above the elbo."""
+    exact = np.mean([lg.log_marginal(x) for x in XS])
+    for params, tight in ((lg.params(), True), (lg.params(0.8, 1.5), False)):
+        losses = {}
+        for k in (1, 5, 500):
+            learner = aevb.learner(lg.MODEL, optax.sgd(1.0), bound=bounds.iwae, num_samples=k)
+            _, metrics = jax.jit(learner.update)(start(learner, params), BATCH, STEP_KEY)
+            np.testing.assert_allclose(metrics["loss"], -metrics["iwae_bound"], rtol=1e-6)
+            assert metrics["iwae_bound"] >= metrics["elbo"] - 1e-5
+            losses[k] = float(metrics["loss"])
+        if tight:
+            np.testing.assert_allclose(list(losses.values()), -exact, rtol=1e-5)
+        else:
+            assert losses[1] > losses[5] > losses[500] > -exact - 0.1  # 500 weights leave a noise of some 0.03 nats
+    elbo = aevb.learner(lg.MODEL, optax.sgd(1.0), bound=bounds.sgvb_a)
+    _, metrics = jax.jit(elbo.update)(start(elbo, params), BATCH, STEP_KEY)
+    np.testing.assert_allclose(losses[1], metrics["loss"], rtol=1e-5)
+
+
+def test_the_importance_weighted_gradient_by_hand():
+    """`sum_k w_k / sum_j w_j grad log w_k` in the decoder's bias, whose grad log w_k is `(x - W z_k - b) / s^2`."""
+    params, k = lg.params(0.8, 1.5), 7
+    learner = aevb.learner(lg.MODEL, optax.sgd(1.0), bound=bounds.iwae, num_samples=k)
+    state, _ = jax.jit(learner.update)(start(learner, params), BATCH, STEP_KEY)
+    moved = state.params["decoder"]["output"]["bias"] - params["decoder"]["output"]["bias"]
+
+    def one(x, key):
+        vae = lg.MODEL.bind({"params": params})
+        draws = bounds.draw(key, x, vae.encode(x), vae.prior(), vae.decode, k)
+        return draws.z, draws.log_weights
+
+    z, log_weights = jax.vmap(one)(BATCH.x, example_keys(STEP_KEY, PLACES))
+    weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    residual = XS[:, None] - np.asarray(z) @ lg.W.T - lg.B
+    by_hand = (weights[..., None] * residual).sum(axis=1).mean(axis=0) / lg.SCALE**2
+    np.testing.assert_allclose(moved, by_hand, rtol=1e-4, atol=1e-5)

@@ -19,12 +19,12 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from aevb import bounds, data, training
+from aevb import bounds, data, models, training
 from aevb.checkpoints import Checkpoints
 from aevb.data import Datapoint
 from aevb.errors import InputError, NonFiniteError
 from aevb.inference.annealed_importance import NUM_TEMPERATURES, AISEstimate, annealed_importance_estimate
-from aevb.inference.diagnostics import active_units
+from aevb.inference.diagnostics import active_units, code_information, posterior_collapse
 from aevb.inference.importance import importance_estimate
 from aevb.inference.marginal_likelihood import HMCEstimate, check_chains, hmc_estimate
 from experiments import build, choices, cli, report, workdir
@@ -32,6 +32,7 @@ from experiments.build import Run
 
 DatapointFn = Callable[[Any, Datapoint, jax.Array], Any]
 KL_SAMPLES = 50  # draws a datapoint for the KL of each dimension, where it has no closed form
+INFORMATION_EXAMPLES = 2000  # that the code is asked to tell apart; the time grows with their square
 
 
 def split_bound(run: Run, params: Any, name: str, max_examples: int | None = None) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def importance(run: Run, num_samples: int) -> DatapointFn:
             "kl": bounds.kl(posterior, prior) if closed_form else estimate.kl,
             "kl_per_dim": bounds.kl_per_dim(posterior, prior, z),
             "mean": posterior.mean,
+            "outputs": vae.outputs(point.x),
         }
 
     return one
@@ -175,7 +177,7 @@ def evaluate(
         "estimator": f"{num_samples:,} {words}",
         "learner": run.facts["learner"],
         "weights": run.facts["weights"],
-        **(bound_numbers(run, each) if estimator == "importance" else chain_numbers(each)),
+        **(bound_numbers(run, params, each) if estimator == "importance" else chain_numbers(each)),
         "nll": mean_nll,
         "nll_stderr": standard_error(nll),
         **bits_per_dim(run, split, mean_nll),
@@ -199,7 +201,7 @@ def check_estimator(run: Run, estimator: str) -> None:
         )
 
 
-def bound_numbers(run: Run, each: dict[str, np.ndarray]) -> dict[str, Any]:
+def bound_numbers(run: Run, params: Any, each: dict[str, np.ndarray]) -> dict[str, Any]:
     """The bound, its parts, and what the code does with its dimensions."""
     check_finite(each, "the bound")
     elbo = each["log_likelihood"] - each["kl"]
@@ -210,8 +212,30 @@ def bound_numbers(run: Run, each: dict[str, np.ndarray]) -> dict[str, Any]:
         "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
         "kl": float(each["kl"].mean(dtype=np.float64)),
         "effective_sample_size": float(each["effective_sample_size"].mean()),
-        "active_units": int(active_units(each["mean"]).sum()),
-        "kl_per_dim": [float(kl) for kl in each["kl_per_dim"].mean(axis=0)],
+        **code_numbers(run, params, each),
+    }
+
+
+def code_numbers(run: Run, params: Any, each: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the code says of the datapoints, how far all codes together are from the prior, and whether it collapsed.
+
+    A prior that knows the context is another for each datapoint, so there the codes have no one prior to be held to.
+    """
+    active, kl_per_dim = active_units(each["mean"]), each["kl_per_dim"].mean(axis=0)
+    told = {"active_units": int(active.sum()), "kl_per_dim": [float(kl) for kl in kl_per_dim]}
+    outputs = each["outputs"][:INFORMATION_EXAMPLES]
+    if len(outputs) < 2 or isinstance(run.model.prior, models.ConditionalGaussian):
+        return told
+    vae = run.model.bind({"params": training.unreplicate(params)})
+    prior = vae.prior()  # of no context: it is the same for all
+    information = jax.jit(lambda outputs: code_information(run.eval_key, vae.posterior, outputs, prior))(outputs)
+    collapse = posterior_collapse(active, kl_per_dim, float(information.mutual_information))
+    return told | {
+        "mutual_information": float(information.mutual_information),
+        "marginal_kl": float(information.marginal_kl),
+        "information_examples": len(outputs),
+        "collapsed": collapse.collapsed,
+        "advice": collapse.advice,
     }
 
 

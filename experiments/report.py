@@ -178,6 +178,7 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
             + _effective(evaluation)
             + _bias(evaluation),
             evaluation["convention"],
+            *_code(evaluation),
         ]
     if summary:
         text += [
@@ -191,6 +192,20 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
 def _trained_on(summary: dict) -> str:
     """The bound, where the learner climbs or measures one."""
     return f" (bound: {_bound_name(summary['bound'])})" if summary["bound"] else ""
+
+
+def _code(evaluation: dict) -> list[str]:
+    """What the code says of the data."""
+    if "mutual_information" not in evaluation:
+        return []
+    information, marginal = (_decimal(evaluation[name]) for name in ("mutual_information", "marginal_kl"))
+    num = evaluation["information_examples"]
+    collapse = "Posterior collapse: " if evaluation["collapsed"] else ""
+    return [
+        f"The codes of {num:,} examples say I(x; z) = {information} nats of them (at most log {num:,} = "
+        f"{_decimal(math.log(num))} can be seen), and all codes together are {marginal} nats from the prior",
+        f"{collapse}{evaluation['advice']}",
+    ]
 
 
 def _effective(evaluation: dict) -> str:

@@ -53,6 +53,8 @@ def finish(
             f"({evaluation['estimator']}, {evaluation['num_examples']} examples, "
             f"binarization {evaluation['binarization']}{'' if evaluation['density'] else ': not a density'})"
         )
+        if evaluation.get("collapsed"):
+            print(f"posterior collapse: {evaluation['advice']}")
     print(f"look at {page}", flush=True)
 
 

@@ -21,8 +21,13 @@ GENERATIVE = ("decoder", "likelihood", "prior")
 
 
 class Given(NamedTuple):
-    """A VAE that was told its context: `encode(x)`, `decode(z)` and `prior()` as of a model without one."""
+    """A VAE that was told its context: `encode(x)`, `decode(z)` and `prior()` as of a model without one.
 
+    `encode` is `to_posterior` of `outputs`, what the encoder makes of x.
+    """
+
+    outputs: Callable[[jax.Array], jax.Array]
+    to_posterior: Callable[[jax.Array], dist.Distribution]
     encode: Callable[[jax.Array], dist.Distribution]
     decode: Callable[[jax.Array], dist.Distribution]
     prior: Callable[[], dist.Distribution]
@@ -64,7 +69,13 @@ class VAE(nn.Module):
             shape = "none" if context is None else f"one of shape {list(context.shape)}"
             raise InputError(f"the model takes a context of {self.context_dim} numbers and was given {shape}")
         told = _told(context)
-        return Given(lambda x: self.encode(x, *told), lambda z: self.decode(z, *told), lambda: self.prior(*told))
+        return Given(
+            outputs=lambda x: self.encoder(x, *told),
+            to_posterior=self.posterior,
+            encode=lambda x: self.encode(x, *told),
+            decode=lambda z: self.decode(z, *told),
+            prior=lambda: self.prior(*told),
+        )
 
     def __call__(self, x: jax.Array, key: jax.Array) -> dist.Distribution:
         """p(x | z) at one z drawn from q(z | x): one pass through every part."""

@@ -1,11 +1,6 @@
-"""Likelihoods p(x | z): from the decoder's output for one datapoint to a NumPyro distribution over x `[*event]`.
+"""Likelihoods with a density: Gaussian and Laplace on the real line, the continuous Bernoulli on [0, 1]."""
 
-A likelihood is a linen module with `output_shape(event_shape)`, the shape it wants from the decoder: one trailing axis
-holds the parameters of each element of x. `support` names the values it has a density or mass for: "binary" {0, 1},
-"unit" [0, 1], "real".
-"""
-
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +10,9 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
 
+from aevb.errors import InputError
 
-class Bernoulli(nn.Module):
-    """Independent Bernoulli pixels from logits (appendix C.1); log mass in nats, finite for every finite logit."""
-
-    support = "binary"
-
-    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*event_shape, 1)
-
-    def __call__(self, outputs: jax.Array) -> dist.Distribution:
-        # Validation gives values between 0 and 1 a mass of 0, and the grey binarization means to have them.
-        return dist.BernoulliLogits(outputs[..., 0], validate_args=False).to_event(outputs.ndim - 1)
+MAX_LOG_SQUARED_SCALE = 88.0  # float32 ends at e^88.7
 
 
 class ContinuousBernoulli(nn.Module):
@@ -41,32 +27,72 @@ class ContinuousBernoulli(nn.Module):
         return ContinuousBernoulliLogits(outputs[..., 0]).to_event(outputs.ndim - 1)
 
 
-class Gaussian(nn.Module):
-    """Independent Gaussian pixels (appendix C.2), log density in nats per datapoint in the units of x.
+class _LocationScale(nn.Module):
+    """Independent elements of one `family`, log density in nats per datapoint in the units of x.
 
     Attributes:
-      scale: the standard deviation of every element; None lets the decoder give each its own,
-        `sigma^2 = exp(log_variance) + min_scale^2`.
-      min_scale: the floor under a learned standard deviation. The density of a pixel grows without bound as sigma
-        goes to 0, so without a floor the bound measures how constant the most constant pixel is.
+      scale: the scale of every element, sigma or b; None lets the decoder give each its own,
+        `scale^2 = exp(output) + min_scale^2`; "shared" is one trained number for all elements and datapoints, through
+        the same formula, and at its best the root mean square error of the means (Gaussian) or their mean absolute
+        error (Laplace) over the data, as in the sigma-VAE (Rybkin et al., 2021, 2006.13202). That one computes it from
+        a minibatch; here it climbs the bound like every other parameter.
+      min_scale: the floor under a learned scale. The density of a pixel grows without bound as its scale goes to 0, so
+        without a floor the bound measures how constant the most constant pixel is. `floored` says where it holds.
       sigmoid_mean: pass the means through a sigmoid onto (0, 1), as the paper does for Frey Face.
     """
 
-    scale: float | None = None
+    scale: float | Literal["shared"] | None = None
     min_scale: float = 0.01
     sigmoid_mean: bool = False
     support = "real"
 
+    def setup(self) -> None:
+        if isinstance(self.scale, str):
+            self.log_squared_scale = self.param("log_squared_scale", nn.initializers.zeros, ())
+
     def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*event_shape, 1 if self.scale is not None else 2)
+        if isinstance(self.scale, str) and self.scale != "shared":
+            raise InputError(f"scale is {self.scale!r}: give a number, 'shared', or None for one an element")
+        return (*event_shape, 2 if self.scale is None else 1)
 
     def __call__(self, outputs: jax.Array) -> dist.Distribution:
         mean = nn.sigmoid(outputs[..., 0]) if self.sigmoid_mean else outputs[..., 0]
-        if self.scale is not None:
-            scale = jnp.full_like(mean, self.scale)
+        if self.scale is None:
+            scale = self._learned(outputs[..., 1])
+        elif isinstance(self.scale, str):
+            scale = jnp.broadcast_to(self._learned(self.log_squared_scale), mean.shape)
         else:
-            scale = jnp.sqrt(jnp.exp(outputs[..., 1]) + self.min_scale**2)
-        return dist.Normal(mean, scale).to_event(mean.ndim)
+            scale = jnp.full_like(mean, self.scale)
+        return self.family(mean, scale).to_event(mean.ndim)
+
+    def _learned(self, log_squared: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.exp(jnp.minimum(log_squared, MAX_LOG_SQUARED_SCALE)) + self.min_scale**2)
+
+
+class Gaussian(_LocationScale):
+    """Independent Gaussian pixels (appendix C.2), their standard deviation fixed, shared or each its own."""
+
+    family = dist.Normal
+
+
+class Laplace(_LocationScale):
+    """Independent Laplace pixels, `p(x) = exp(-|x - mean| / b) / (2 b)`, with b fixed, shared or each its own."""
+
+    family = dist.Laplace
+
+
+def floored(distribution: dist.Distribution, likelihood: Gaussian | Laplace) -> jax.Array:
+    """Which elements of x have a learned scale at its floor, bool `[*event]`: `scale^2 < 2 min_scale^2`.
+
+    There the floor is the larger part of `exp(output) + min_scale^2`, so the density at those elements says what
+    `min_scale` is rather than what was learned.
+
+    Args:
+      distribution: p(x | z) as `likelihood` made it.
+      likelihood: one with a fixed scale has no floor, and no element at it.
+    """
+    is_learned = likelihood.scale is None or isinstance(likelihood.scale, str)
+    return is_learned & (distribution.base_dist.scale**2 < 2 * likelihood.min_scale**2)
 
 
 class ContinuousBernoulliLogits(dist.Distribution):

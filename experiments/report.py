@@ -35,6 +35,12 @@ CAPTIONS = {
     "kl_per_dim.png": "KL of each latent dimension: the nats it carries. "
     "An inactive one says nothing about the datapoint.",
 }
+CAPTIONS |= {  # of experiments.gap
+    "gap.png": "The gap: what the bound lacks to log p(x), because of the posterior's family and because one encoder "
+    "serves all x. Training the encoder alone, as EM's E-step would, leaves the first and some of the second.",
+    "proposals.png": "Two estimators of log p(x): draws from the prior rarely meet the z that explain x. "
+    "Compare how many each needs.",
+}
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,

@@ -17,7 +17,7 @@ from aevb.figures.grids import (
     samples,
     traversals,
 )
-from aevb.figures.plots import kl_per_dim, latents, learning_curves
+from aevb.figures.plots import gap, kl_per_dim, latents, learning_curves, proposals
 from aevb.figures.style import BLUE, DPI, FONT, GREY, INK, ORANGE, WIDTH, save
 
 __all__ = [
@@ -32,11 +32,13 @@ __all__ = [
     "WIDTH",
     "classes",
     "compose",
+    "gap",
     "interpolations",
     "kl_per_dim",
     "latents",
     "learning_curves",
     "manifold",
+    "proposals",
     "reconstructions",
     "samples",
     "save",

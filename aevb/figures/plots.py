@@ -1,13 +1,13 @@
 """Plots: learning curves, the latent space, and what its dimensions carry."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from aevb.figures.style import BLUE, DPI, FONT, GREY, INK, ORANGE, WIDTH
 
@@ -181,4 +181,61 @@ def kl_per_dim(kl: np.ndarray, active: np.ndarray) -> Figure:
         Patch(color=GREY, label=f"inactive ({count - active.sum()})"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=FONT, handlelength=1)
+    return figure
+
+
+def gap(levels: Mapping[str, float], seen: Sequence[float], elbos: Sequence[float]) -> Figure:
+    """What the elbo lacks to log p(x), in two parts, and what training the encoder alone makes of it.
+
+    Args:
+        levels: `log_marginal`, `optimal_elbo` and `elbo`, nats per datapoint.
+        seen: training examples that the encoder has seen alone, from 0.
+        elbos: the elbo then, nats.
+    """
+    figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    right = max(seen) or 1
+    top, best, first = (levels[name] for name in ("log_marginal", "optimal_elbo", "elbo"))
+    for level, name, colour in ((top, "log p(x)", INK), (best, "best posterior of the family", "#009E73")):
+        axes.axhline(level, color=colour, linewidth=1.6)
+        axes.annotate(name, (0.01 * right, level), (0, 4), textcoords="offset points", fontsize=FONT - 1, color=colour)
+    axes.plot(seen, elbos, color=BLUE, marker="o", markersize=4, linewidth=1.6)
+    axes.annotate("the encoder’s, trained on alone", (right, min(first, *elbos)), (0, -22), textcoords="offset points",
+                  ha="right", fontsize=FONT - 1, color=BLUE)  # fmt: skip
+    for low, high, name, at, side in (
+        (best, top, "approximation gap", top, "bottom"),
+        (first, best, "amortization gap", (first + best) / 2, "center"),
+    ):
+        arrow = {"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (1.04 * right, high), (1.04 * right, low), arrowprops=arrow)
+        axes.annotate(f"{name}\n{high - low:.2f} nats", (1.04 * right, at), (8, 0), va=side, fontsize=FONT - 1,
+                      textcoords="offset points", color=INK, annotation_clip=False)  # fmt: skip
+    _style(axes, "training examples that the encoder has seen alone", "nats per datapoint")
+    axes.set_xlim(-0.02 * right, 1.35 * right)
+    margin = 0.12 * (top - min(first, *elbos)) + 0.05
+    axes.set_ylim(min(first, *elbos) - 2 * margin, top + margin)
+    return figure
+
+
+def proposals(
+    num_samples: Sequence[int], below: Mapping[str, Sequence[float]], errors: Mapping[str, Sequence[float]]
+) -> Figure:
+    """How far K draws from the posterior, and K from the prior, leave an estimate below log p(x).
+
+    Args:
+        num_samples: K, [N].
+        below: of `from_posterior` and `from_prior`, log p(x) minus the estimate, nats, [N].
+        errors: the standard errors of these, nats, [N].
+    """
+    figure = Figure(figsize=(WIDTH, 4.0), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for name, label, colour in (("from_prior", "draws from p(z)", ORANGE), ("from_posterior", "from q(z | x)", BLUE)):
+        style = {"color": colour, "marker": "o", "markersize": 5, "capsize": 3, "label": label}
+        axes.errorbar(num_samples, below[name], 2 * np.asarray(errors[name]), **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log", nonpositive="clip")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _style(axes, "number of draws K", "log p(x) minus its estimate (nats)")
+    axes.legend(frameon=False, fontsize=FONT, labelcolor=INK)
     return figure

@@ -1,22 +1,43 @@
 """Models: linen modules with encode, decode and prior, each for one datapoint, each a NumPyro distribution."""
 
 from aevb.models.families import FAMILIES
-from aevb.models.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from aevb.models.posteriors import DiagonalGaussian, FactorizedPosterior
-from aevb.models.priors import FactorizedPrior, StandardNormal
-from aevb.models.vae import VAE, check_pair, generative, has_closed_form_kl, init, vae
+from aevb.models.likelihoods import (
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogisticMixture,
+    Gaussian,
+    Laplace,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    floored,
+)
+from aevb.models.posteriors import DiagonalGaussian, FactorizedPosterior, FullGaussian
+from aevb.models.priors import ConditionalGaussian, FactorizedPrior, StandardNormal
+from aevb.models.vae import VAE, Given, check_pair, generative, has_closed_form_kl, init, vae
 
 __all__ = [
     "FAMILIES",
     "VAE",
     "Bernoulli",
+    "Categorical",
+    "ConditionalGaussian",
     "ContinuousBernoulli",
     "DiagonalGaussian",
+    "DiscretizedLogisticMixture",
     "FactorizedPosterior",
     "FactorizedPrior",
+    "FullGaussian",
     "Gaussian",
+    "Given",
+    "Laplace",
+    "NegativeBinomial",
+    "Poisson",
     "StandardNormal",
+    "ZeroInflatedNegativeBinomial",
     "check_pair",
+    "floored",
     "generative",
     "has_closed_form_kl",
     "init",

@@ -3,10 +3,13 @@
 A posterior is a linen module with `output_shape(latent_dim)`, the shape it wants from the encoder.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import linen as nn
+from numpyro.distributions.transforms import LowerCholeskyTransform
 
 from aevb.models.families import FAMILIES
 
@@ -20,6 +23,22 @@ class DiagonalGaussian(nn.Module):
     def __call__(self, outputs: jax.Array) -> dist.Distribution:
         mean, log_variance = outputs
         return dist.Normal(mean, jnp.exp(0.5 * log_variance)).to_event(1)
+
+
+class FullGaussian(nn.Module):
+    """q(z | x) = N(mu, L L^T), with heads for mu, the strictly lower triangle of L row by row, and log L_jj.
+
+    In this order; outputs of zeros are N(0, I). Draws are `z = mu + L noise` (Kingma & Welling, 1906.02691, section
+    2.5.1).
+    """
+
+    def output_shape(self, latent_dim: int) -> tuple[int, ...]:
+        return (latent_dim + latent_dim * (latent_dim + 1) // 2,)
+
+    def __call__(self, outputs: jax.Array) -> dist.Distribution:
+        latent_dim = (math.isqrt(9 + 8 * outputs.size) - 3) // 2  # the root of output_shape
+        mean, triangle = jnp.split(outputs, [latent_dim])
+        return dist.MultivariateNormal(mean, scale_tril=LowerCholeskyTransform()(triangle))
 
 
 class FactorizedPosterior(nn.Module):

@@ -7,12 +7,14 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from aevb.networks.layers import flat, initial
+
 
 class MLP(nn.Module):
     """Fully connected layers from one datapoint of any shape to one output of a given shape.
 
-    `h_0 = flatten(x)`, `h_i = activation(W_i h_{i-1} + b_i)`, `output = reshape(W h_n + b)`: no activation on the
-    output, which is what a likelihood or a posterior reads its parameters from.
+    `h_0 = [flatten(x), context]`, `h_i = activation(W_i h_{i-1} + b_i)`, `output = reshape(W h_n + b)`: no activation on
+    the output, which is what a likelihood or a posterior reads its parameters from.
 
     Attributes:
       output_shape: the shape of the output.
@@ -30,11 +32,9 @@ class MLP(nn.Module):
     param_dtype: DTypeLike = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        options = {"param_dtype": self.param_dtype}
-        if self.init_scale is not None:
-            options |= dict.fromkeys(("kernel_init", "bias_init"), nn.initializers.normal(self.init_scale))
-        h = x.reshape(-1)
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        options = {"param_dtype": self.param_dtype, **initial(self.init_scale)}
+        h = flat(x, context)
         for i, width in enumerate(self.hidden):
             h = self.activation(nn.Dense(width, name=f"hidden_{i}", **options)(h))
         out = nn.Dense(math.prod(self.output_shape), name="output", **options)(h)

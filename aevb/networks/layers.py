@@ -1,19 +1,18 @@
-"""What several networks are made of: the context beside an input, initial values, convolutions and their transposes.
+"""What several networks are made of: the context beside an input, first values, convolutions and their transposes.
 
-The convolutions are those of `nn.Conv` and `nn.ConvTranspose`, written as one matrix product each. XLA has fast code for
-a convolution on a CPU, but not for its gradients where it stands in a loop, as in training's scan over steps. Measured on
-one core of an AMD EPYC (JAX 0.10.2), milliseconds for values and both gradients of 100 images in a scan:
+The convolutions are the maps of `nn.Conv` and `nn.ConvTranspose`, each written as one matrix product. On a CPU XLA has
+fast code for a convolution, but not for its gradients inside a loop, and training is a scan over steps. Measured in a
+scan on one core of an AMD EPYC (JAX 0.10.2), milliseconds of CPU time for the values and both gradients of 100 images:
 
 | | Flax | here |
 | --- | --- | --- |
-| 14x14x32 -> 7x7x64, kernel 4, stride 2 | 230 | 22 |
-| 14x14x32 -> 14x14x32, kernel 3, stride 1 | 490 | 32 |
-| 7x7x64 -> 14x14x32 transposed, kernel 4, stride 2 | 334 | 22 |
+| 14x14x32 -> 7x7x64, kernel 4, stride 2 | 224 | 22 |
+| 14x14x32 -> 14x14x32, kernel 3, stride 1 | 480 | 37 |
+| 7x7x64 -> 14x14x32 transposed, kernel 4, stride 2 | 337 | 24 |
 | 14x14x32 -> 28x28x1 transposed, kernel 4, stride 2 | 18 | 3 |
 
-What is often put in the place of a transposed convolution is no faster: outside the loop, where the third row takes Flax
-111, the nearest neighbour enlarged and convolved takes 29 and a sub-pixel convolution by `nn.Conv` 193; a sub-pixel
-convolution by a matrix product takes the same 22 in the loop on the third row and 10 on the fourth.
+What is often put in the place of a transposed convolution, written as a product too, gains nothing on the last two rows:
+67 and 82 for enlarging to the nearest neighbour before a kernel of 3, 23 and 11 for a sub-pixel convolution.
 """
 
 from collections.abc import Callable
@@ -62,8 +61,8 @@ def check_image(event_shape: tuple[int, ...]) -> None:
 def plan_sizes(size: tuple[int, int], stages: int) -> list[tuple[int, int]]:
     """Height and width before the first strided convolution and after each of them, `stages + 1` pairs.
 
-    Each makes ceil(n / STRIDE) of n, so 7 comes from 13 as well as from 14, and a decoder cannot tell from the size that
-    it has which one to go back to. So it plans the way down from its output first, and walks the plan backwards.
+    Each makes ceil(n / STRIDE) of n, so 7 comes from 13 as well as from 14, and from the 7 a decoder cannot tell which
+    one to go back to. So it plans the way down from its output first, and walks the plan backwards.
     """
     sizes = [size]
     for _ in range(stages):

@@ -13,8 +13,8 @@ from aevb.networks.layers import flat, initial
 class MLP(nn.Module):
     """Fully connected layers from one datapoint of any shape to one output of a given shape.
 
-    `h_0 = [flatten(x), context]`, `h_i = activation(W_i h_{i-1} + b_i)`, `output = reshape(W h_n + b)`: no activation on
-    the output, which is what a likelihood or a posterior reads its parameters from.
+    `h_0 = [flatten(x), context]`, `h_i = activation(W_i h_{i-1} + b_i)`, `output = reshape(W h_n + b)`: no activation
+    on the output, which is what a likelihood or a posterior reads its parameters from.
 
     Attributes:
       output_shape: the shape of the output.

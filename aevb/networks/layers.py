@@ -11,8 +11,8 @@ scan on one core of an AMD EPYC (JAX 0.10.2), milliseconds of CPU time for the v
 | 7x7x64 -> 14x14x32 transposed, kernel 4, stride 2 | 337 | 24 |
 | 14x14x32 -> 28x28x1 transposed, kernel 4, stride 2 | 18 | 3 |
 
-What is often put in the place of a transposed convolution, written as a product too, gains nothing on the last two rows:
-67 and 82 for enlarging to the nearest neighbour before a kernel of 3, 23 and 11 for a sub-pixel convolution.
+What is often put in the place of a transposed convolution, written as a product too, gains nothing on the last two
+rows: 67 and 82 for enlarging to the nearest neighbour before a kernel of 3, 23 and 11 for a sub-pixel convolution.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """The MLP against the same products in NumPy."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,36 @@ def test_layers_are_affine_maps_with_the_activation_between_them_only(hidden, ac
         2, 3
     )
     np.testing.assert_allclose(network.apply({"params": params}, jnp.float32(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+class WithoutContext(nn.Module):
+    """The layers under the names they had before a context, which checkpoints know them by."""
+
+    init: Callable[..., jax.Array]
+
+    @nn.compact
+    def __call__(self, x):
+        h = x.reshape(-1)
+        for i, width in enumerate((7, 4)):
+            h = nn.tanh(nn.Dense(width, name=f"hidden_{i}", kernel_init=self.init)(h))
+        return nn.Dense(6, name="output", kernel_init=self.init)(h).reshape(2, 3)
+
+
+def test_without_a_context_nothing_of_it_is_there():
+    x = jnp.float32(np.random.default_rng(0).normal(size=(4, 5)))
+    network, before = MLP((2, 3), hidden=(7, 4)), WithoutContext(nn.initializers.lecun_normal())
+    params = network.init(jax.random.key(3), x)
+    jax.tree.map(np.testing.assert_array_equal, params, before.init(jax.random.key(3), x))
+    np.testing.assert_array_equal(network.apply(params, x), before.apply(params, x))
+    np.testing.assert_array_equal(network.apply(params, x, None), network.apply(params, x))
+
+
+def test_a_context_stands_after_the_input():
+    network, context = MLP((3,), hidden=()), jnp.array([1.0, -2.0])
+    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 2)))
+    params = network.init(jax.random.key(0), x, context)["params"]
+    expected = np.concatenate([np.ravel(x), context]) @ np.asarray(params["output"]["kernel"])
+    np.testing.assert_allclose(network.apply({"params": params}, x, context), expected, rtol=1e-5)
 
 
 def test_parameters_have_the_dtype_asked_for():

@@ -134,7 +134,7 @@ def test_a_constant_context_is_a_bias(network):
 @pytest.mark.parametrize("shape", [(784,), (28, 28), (2, 28, 28, 1)])
 def test_what_is_no_image_is_refused(name, shape):
     message = (
-        r"takes images \[height, width, channels\].*\[" + ", ".join(map(str, shape)) + r"\]: use .* mlp or gated_mlp$"
+        r"takes images \[height, width, channels\].*\[" + ", ".join(map(str, shape)) + r"\]: use .* mlp or gated_mlp"
     )
     with pytest.raises(InputError, match=message):
         shape_of(ENCODERS[name]((2, 5)), jnp.zeros(shape))

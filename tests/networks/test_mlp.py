@@ -34,14 +34,14 @@ def test_layers_are_affine_maps_with_the_activation_between_them_only(hidden, ac
 class WithoutContext(nn.Module):
     """The layers under the names they had before a context, which checkpoints know them by."""
 
-    init: Callable[..., jax.Array]
+    kernel_init: Callable[..., jax.Array]
 
     @nn.compact
     def __call__(self, x):
         h = x.reshape(-1)
         for i, width in enumerate((7, 4)):
-            h = nn.tanh(nn.Dense(width, name=f"hidden_{i}", kernel_init=self.init)(h))
-        return nn.Dense(6, name="output", kernel_init=self.init)(h).reshape(2, 3)
+            h = nn.tanh(nn.Dense(width, name=f"hidden_{i}", kernel_init=self.kernel_init)(h))
+        return nn.Dense(6, name="output", kernel_init=self.kernel_init)(h).reshape(2, 3)
 
 
 def test_without_a_context_nothing_of_it_is_there():

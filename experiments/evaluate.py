@@ -93,12 +93,16 @@ def importance(run: Run, num_samples: int) -> DatapointFn:
         estimate = importance_estimate(estimate_key, point.x, posterior, prior, vae.decode, num_samples)
         closed_form = run.elbo is bounds.sgvb_b
         z = jax.vmap(posterior.sample)(jax.random.split(kl_key, KL_SAMPLES))
+        at_floor = {}
+        if getattr(run.model.likelihood, "learns_scale", False):
+            at_floor["scales_at_floor"] = models.floored(vae.decode(z[0]), run.model.likelihood).mean()
         return {
             **estimate._asdict(),
             "kl": bounds.kl(posterior, prior) if closed_form else estimate.kl,
             "kl_per_dim": bounds.kl_per_dim(posterior, prior, z),
             "mean": posterior.mean,
             "outputs": vae.outputs(point.x),
+            **at_floor,
         }
 
     return one
@@ -212,6 +216,7 @@ def bound_numbers(run: Run, params: Any, each: dict[str, np.ndarray]) -> dict[st
         "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
         "kl": float(each["kl"].mean(dtype=np.float64)),
         "effective_sample_size": float(each["effective_sample_size"].mean()),
+        **({"scales_at_floor": float(each["scales_at_floor"].mean())} if "scales_at_floor" in each else {}),
         **code_numbers(run, params, each),
     }
 

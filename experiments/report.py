@@ -184,6 +184,7 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
             + _effective(evaluation)
             + _bias(evaluation),
             evaluation["convention"],
+            *_floor(evaluation),
             *_code(evaluation),
         ]
     if summary:
@@ -198,6 +199,15 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
 def _trained_on(summary: dict) -> str:
     """The bound, where the learner climbs or measures one."""
     return f" (bound: {_bound_name(summary['bound'])})" if summary["bound"] else ""
+
+
+def _floor(evaluation: dict) -> list[str]:
+    """Whether learned scales collapsed onto the floor under them."""
+    share = evaluation.get("scales_at_floor")
+    if share is None:
+        return []
+    words = f"{100 * share:.1f} % of the learned scales are at the floor that config.model.min_scale puts under them"
+    return [words + (", so the density says what that floor is" if share > 0.01 else "")]
 
 
 def _code(evaluation: dict) -> list[str]:

@@ -14,6 +14,19 @@ from experiments import build, evaluate, generate, report, workdir
 from experiments.build import Run
 
 TRAIN_EXAMPLES = 10_000  # of the training split, at the end; it may be large
+# Of the evaluation, on TensorBoard: nats, bits, and what the code does.
+SHOWN = (
+    "nll",
+    "elbo",
+    "log_likelihood",
+    "kl",
+    "bits_per_dim",
+    "effective_sample_size",
+    "active_units",
+    "mutual_information",
+    "marginal_kl",
+    "scales_at_floor",
+)
 
 
 def finish(
@@ -41,7 +54,7 @@ def finish(
         evaluation = evaluate.evaluate(run, params, "test", **how) | {"checkpoint": which, "step": step}
         workdir.write_json(folder / "evaluation.json", evaluation)
     generate.draw_all(run, params, folder / "figures")
-    show_figures(folder, rows[-1]["step"])
+    show(folder, rows[-1]["step"], evaluation or {})
     summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation}
     summary |= speed(run, rows) | {"first_step_seconds": first_step_seconds}
     workdir.write_json(folder / "summary.json", summary | {"total_seconds": time.time() - started})
@@ -58,12 +71,15 @@ def finish(
     print(f"look at {page}", flush=True)
 
 
-def show_figures(folder: epath.Path, step: int) -> None:
-    """Put the figures on TensorBoard."""
+def show(folder: epath.Path, step: int, evaluation: dict[str, Any]) -> None:
+    """Put the evaluation and the figures on TensorBoard."""
     from PIL import Image
     from tensorboardX import SummaryWriter
 
     with SummaryWriter(str(folder / "tensorboard")) as board:
+        for name in SHOWN:
+            if evaluation.get(name) is not None:
+                board.add_scalar(f"evaluation/{name}", evaluation[name], step)
         for path in sorted((folder / "figures").glob("[!.]*.png")):
             with Image.open(path) as image:
                 board.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")

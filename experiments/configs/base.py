@@ -36,7 +36,7 @@ def model() -> dict:
     return {
         "network": "mlp",  # of the encoder and the decoder: mlp, gated_mlp, conv, residual
         "hidden": (500,),  # width of each hidden layer; of conv and residual those between image and code
-        "channels": (32, 64),  # of conv and residual, from the image to the code, each half as high and wide
+        "channels": (16, 32),  # of conv and residual, from the image to the code, each half as high and wide
         "num_blocks": 1,  # of residual, residual blocks for each of the channels
         "activation": "tanh",  # tanh, relu, gelu, elu, softplus
         "init_scale": 0.0,  # standard deviation of the first weights and biases; 0 starts them as Flax does

@@ -50,6 +50,10 @@ class _LocationScale(nn.Module):
         if isinstance(self.scale, str):
             self.log_squared_scale = self.param("log_squared_scale", nn.initializers.zeros, ())
 
+    @property
+    def learns_scale(self) -> bool:
+        return self.scale is None or isinstance(self.scale, str)
+
     def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(self.scale, str) and self.scale != "shared":
             raise InputError(f"scale is {self.scale!r}: give a number, 'shared', or None for one an element")
@@ -91,8 +95,7 @@ def floored(distribution: dist.Distribution, likelihood: Gaussian | Laplace) -> 
       distribution: p(x | z) as `likelihood` made it.
       likelihood: one with a fixed scale has no floor, and no element at it.
     """
-    is_learned = likelihood.scale is None or isinstance(likelihood.scale, str)
-    return is_learned & (distribution.base_dist.scale**2 < 2 * likelihood.min_scale**2)
+    return likelihood.learns_scale & (distribution.base_dist.scale**2 < 2 * likelihood.min_scale**2)
 
 
 class ContinuousBernoulliLogits(dist.Distribution):

@@ -1,27 +1,16 @@
-"""The runs behind the paper's figures: each one of `experiments.train`, as many side by side as there are devices.
-
-A run has a folder of its own, so that the same command resumes what was stopped, leaves alone what is finished, and
-goes on where more training points are asked for. Figures share the runs they have in common.
-"""
+"""The runs behind the paper's figures, as many side by side as there are devices; figures share those in common."""
 
 import csv
 import dataclasses
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 
 import numpy as np
 from absl import flags
 from etils import epath
 
 from aevb.errors import InputError
-from experiments import build, cli, evaluate, generate, workdir
+from experiments import build, cli, evaluate, generate, side_by_side, workdir
 from experiments.paper.curves import Curve
 
 CONFIG = "experiments/configs/paper.py"
@@ -138,77 +127,12 @@ def run(jobs: Sequence[Job], may_diverge: bool = False) -> None:
       InputError: runs failed; the others are done. Names them and their logs. Not so for runs that ended in numbers
         that are not finite, where they may diverge.
     """
-    fine = (0, cli.PREEMPTED, cli.NON_FINITE) if may_diverge else (0, cli.PREEMPTED)
-    root, points, seed = epath.Path(flags.FLAGS.workdir), flags.FLAGS.training_points, flags.FLAGS.seed
-    root.mkdir(parents=True, exist_ok=True)
-    places = SimpleQueue()
-    for place in _places(flags.FLAGS.jobs):
-        places.put(place)
-    children: list[subprocess.Popen] = []
-    stopped: list[int] = []
-
-    def stop(signum: int, frame: object) -> None:
-        stopped.append(signum)
-        for child in children:
-            child.terminate()
-
-    before = {signum: signal.signal(signum, stop) for signum in cli.STOPS}
-
-    def work(job: Job) -> str | None:
-        """Run one job on the first free place; its name if it failed."""
-        folder, place = root / job.name(seed), places.get()
-        started = time.perf_counter()
-        try:
-            if stopped or _long_enough(folder, job.num_epochs(points)):
-                return None
-            with open(f"{folder}.log", "a") as log:
-                command = [sys.executable, "-m", "experiments.train", *job.arguments(points, seed)]
-                child = subprocess.Popen([*command, f"--workdir={folder}"], stdout=log, stderr=log, **place)
-                children.append(child)
-                if stopped:  # since it was looked at
-                    child.terminate()
-                code = child.wait()
-        finally:
-            places.put(place)
-        print(f"{job.name(seed)}: exit code {code} after {time.perf_counter() - started:.0f} s", flush=True)
-        return None if code in fine else job.name(seed)
-
-    with ThreadPoolExecutor(max_workers=places.qsize()) as pool:
-        failed = [name for name in pool.map(work, jobs) if name]
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-    if stopped:
-        cli.fail(f"stopped by {signal.Signals(stopped[0]).name}: run the same command to go on", cli.PREEMPTED)
-    if failed:
-        raise InputError(
-            f"{len(failed)} of {len(jobs)} runs failed: see {', '.join(f'{root}/{n}.log' for n in failed)}"
-        )
-
-
-def _places(num: int | None) -> list[dict]:
-    """What each of the runs side by side is started with: a GPU, or a core, of its own.
-
-    On a CPU two single-threaded runs do more work than one run on two threads after another, for the matrix products
-    are small.
-    """
-    probe = "import jax; print(jax.default_backend(), jax.local_device_count())"
-    backend, count = subprocess.check_output([sys.executable, "-c", probe], text=True).split()
-    if backend == "gpu":
-        ids = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(int(count))))).split(",")
-        return [{"env": os.environ | {"CUDA_VISIBLE_DEVICES": ids[i % len(ids)]}} for i in range(num or len(ids))]
-    if backend == "cpu" and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        num = num or len(cores)
-        if num > 1:
-            return [{"preexec_fn": lambda i=i: os.sched_setaffinity(0, {cores[i % len(cores)]})} for i in range(num)]
-    return [{} for _ in range(num or 1)]
-
-
-def _long_enough(folder: epath.Path, num_epochs: float) -> bool:
-    """Whether the run in a folder has come to an end that is not before this one."""
-    if not (folder / "summary.json").exists():
-        return False
-    return workdir.read_config(folder).train.num_epochs >= num_epochs
+    points, seed = flags.FLAGS.training_points, flags.FLAGS.seed
+    trainings = [
+        side_by_side.Training(job.name(seed), job.arguments(points, seed), job.num_epochs(points)) for job in jobs
+    ]
+    fine = (0, cli.NON_FINITE) if may_diverge else (0,)
+    side_by_side.train(trainings, epath.Path(flags.FLAGS.workdir), flags.FLAGS.jobs, fine)
 
 
 def curves(job: Job) -> list[Curve]:

@@ -1,0 +1,110 @@
+"""Runs of `experiments.train` next to each other: one a device, or one a core, each in a folder of its own.
+
+The same call resumes what was stopped, leaves alone what is finished, and goes on where more epochs are asked for.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from etils import epath
+
+from aevb.errors import InputError
+from experiments import cli, workdir
+
+
+class Training(NamedTuple):
+    """A run to be made.
+
+    Attributes:
+      name: of its folder, and of its log beside it.
+      arguments: of `experiments.train`, but for its --workdir.
+      num_epochs: the length that they name.
+    """
+
+    name: str
+    arguments: list[str]
+    num_epochs: float
+
+
+def train(runs: Sequence[Training], root: epath.Path, num: int | None, fine: Sequence[int] = (0,)) -> None:
+    """Bring every run to its length, `num` side by side: one a device, or one a core, if that is None.
+
+    Raises:
+      InputError: runs ended in another exit code than those that are fine; the others are done. Names their logs.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    places = SimpleQueue()
+    for place in _places(num):
+        places.put(place)
+    children: list[subprocess.Popen] = []
+    stopped: list[int] = []
+
+    def stop(signum: int, frame: object) -> None:
+        stopped.append(signum)
+        for child in children:
+            child.terminate()
+
+    before = {signum: signal.signal(signum, stop) for signum in cli.STOPS}
+
+    def work(run: Training) -> str | None:
+        """Make one run on the first free place; its name if it failed."""
+        folder, place = root / run.name, places.get()
+        started = time.perf_counter()
+        try:
+            if stopped or _long_enough(folder, run.num_epochs):
+                return None
+            with open(f"{folder}.log", "a") as log:
+                command = [sys.executable, "-m", "experiments.train", *run.arguments, f"--workdir={folder}"]
+                child = subprocess.Popen(command, stdout=log, stderr=log, **place)
+                children.append(child)
+                if stopped:  # since it was looked at
+                    child.terminate()
+                code = child.wait()
+        finally:
+            places.put(place)
+        print(f"{run.name}: exit code {code} after {time.perf_counter() - started:.0f} s", flush=True)
+        return None if code in (*fine, cli.PREEMPTED) else run.name
+
+    with ThreadPoolExecutor(max_workers=places.qsize()) as pool:
+        failed = [name for name in pool.map(work, runs) if name]
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    if stopped:
+        cli.fail(f"stopped by {signal.Signals(stopped[0]).name}: run the same command to go on", cli.PREEMPTED)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(runs)} runs failed: see {', '.join(f'{root}/{name}.log' for name in failed)}"
+        )
+
+
+def _places(num: int | None) -> list[dict]:
+    """What each of the runs side by side is started with: a GPU, or a core, of its own.
+
+    On a CPU two single-threaded runs do more work than one run on two threads after another, for the matrix products
+    are small.
+    """
+    probe = "import jax; print(jax.default_backend(), jax.local_device_count())"
+    backend, count = subprocess.check_output([sys.executable, "-c", probe], text=True).split()
+    if backend == "gpu":
+        ids = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(int(count))))).split(",")
+        return [{"env": os.environ | {"CUDA_VISIBLE_DEVICES": ids[i % len(ids)]}} for i in range(num or len(ids))]
+    if backend == "cpu" and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        num = num or len(cores)
+        if num > 1:
+            return [{"preexec_fn": lambda i=i: os.sched_setaffinity(0, {cores[i % len(cores)]})} for i in range(num)]
+    return [{} for _ in range(num or 1)]
+
+
+def _long_enough(folder: epath.Path, num_epochs: float) -> bool:
+    """Whether the run in a folder has come to an end that is not before this one."""
+    if not (folder / "summary.json").exists():
+        return False
+    return workdir.read_config(folder).train.num_epochs >= num_epochs

@@ -23,13 +23,6 @@ MEASURES = {  # what learning curves may show, the first that there is on top
     "kl": "KL (nats)",
     "acceptance": "HMC acceptance",
 }
-MEASURES = {  # what learning curves may show, the first that there is on top
-    "log_marginal": "log p(x) (nats)",
-    "elbo": "bound (nats)",
-    "log_likelihood": "log-likelihood (nats)",
-    "kl": "KL (nats)",
-    "acceptance": "HMC acceptance",
-}
 
 
 def _style(axes: Axes, xlabel: str, ylabel: str) -> None:

@@ -1,0 +1,19 @@
+"""Gated layers, 784-300-300-40-300-300-784, as in "VAE with a VampPrior" (Tomczak & Welling, 1705.07120), prior N(0, I).
+
+python -m experiments.train --config=experiments/configs/gated.py:mnist --workdir=runs/gated
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import vae
+
+
+def get_config(dataset: str = "mnist") -> ConfigDict:
+    config = vae.get_config(dataset)
+    config.model.update({"network": "gated_mlp", "hidden": (300, 300), "activation": "tanh", "latent_dim": 40})
+    config.optimizer.learning_rate = 5e-4
+    config.bound.update({"kl_schedule": "linear", "kl_warmup_steps": 50_000})
+    config.train.update({"num_epochs": 350.0, "eval_every_steps": 5000, "checkpoint_every_steps": 5000})
+    config.train.ema_decay = 0.999
+    config.eval.num_samples = 5000
+    return config

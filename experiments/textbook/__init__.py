@@ -1,0 +1,1 @@
+"""The runs behind what is taught of variational autoencoders, one command a table or figure."""

@@ -1,0 +1,142 @@
+"""Test likelihoods of the models that are taught, each trained from its config: likelihoods.csv.
+
+    python -m experiments.textbook.likelihoods --workdir=runs/textbook --out=experiments/results/textbook
+
+Runs a training each, in a folder of its own below --workdir, as many side by side as there are cores or GPUs (`--jobs`);
+the same command resumes them. Those that are finished are in the table, whether this command has made them or not.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+
+from absl import flags
+from etils import epath
+
+from aevb.errors import InputError
+from experiments import cli, settings, side_by_side, workdir
+
+CONFIGS = "experiments/configs/"
+STATIC = ("dataset=binarized_mnist", "data.binarization=none")
+# A config, and what a run changes in it.
+RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "vae": ("vae.py:mnist", ("eval.num_samples=5000",)),
+    "burda_vae_1": ("burda.py:sgvb_b,1", ()),
+    "burda_vae_5": ("burda.py:sgvb_b,5", ()),
+    "burda_iwae_5": ("burda.py:iwae,5", ()),
+    "gated": ("gated.py:mnist", ()),
+    "conv": ("conv.py:mnist", ()),
+    "static_burda_vae_1": ("burda.py:sgvb_b,1", STATIC),
+    "static_burda_iwae_5": ("burda.py:iwae,5", STATIC),
+    "static_gated": ("gated.py:binarized_mnist", ()),
+    "full_covariance": ("vae.py:mnist", ("model.posterior=full_gaussian", "eval.num_samples=5000")),
+    "cvae": ("cvae.py:mnist", ("eval.num_samples=5000",)),
+    "frey_learned": ("vae.py:frey_face", ("model.latent_dim=10",)),
+    "frey_shared": ("vae.py:frey_face", ("model.latent_dim=10", "model.scale=shared")),
+    "frey_fixed": ("vae.py:frey_face", ("model.latent_dim=10", "model.scale=fixed")),
+}
+COLUMNS = (
+    "model",
+    "dataset",
+    "binarization",
+    "bound",
+    "num_samples",
+    "num_examples",
+    "nll",
+    "nll_stderr",
+    "elbo",
+    "seed",
+    "train_seconds",
+    "hardware",
+    "command",
+)
+
+
+def arguments(name: str, seed: int, num_epochs: float | None) -> list[str]:
+    """The arguments of `experiments.train`, but for its --workdir."""
+    config, overrides = RUNS[name]
+    given = [
+        *overrides,
+        *([f"seed={seed}"] if seed else []),
+        *([f"train.num_epochs={num_epochs}"] if num_epochs else []),
+    ]
+    return [f"--config={CONFIGS}{config}", *(f"--config.{override}" for override in given)]
+
+
+def training(name: str, seed: int, num_epochs: float | None) -> side_by_side.Training:
+    """The run of a name, which its folder has too."""
+    given = arguments(name, seed, num_epochs)
+    config = settings.load(given[0].removeprefix("--config="), given[1:])
+    return side_by_side.Training(f"{name}_seed{seed}", given, config.train.num_epochs)
+
+
+def row(folder: epath.Path, name: str, command: list[str]) -> dict[str, str | int | float] | None:
+    """What a run came to, and the command that makes it again; None where it has not come to its end."""
+    if not (folder / "summary.json").exists():
+        return None
+    summary = workdir.read_json(folder / "summary.json")
+    evaluation = summary["evaluation"]
+    return {
+        "model": name,
+        "dataset": summary["dataset"],
+        "binarization": summary["binarization"],
+        "bound": summary["bound"],
+        **{key: evaluation[key] for key in ("num_samples", "num_examples")},
+        **{key: round(evaluation[key], 3) for key in ("nll", "nll_stderr", "elbo")},
+        "seed": summary["seed"],
+        "train_seconds": round(summary["train_seconds"]),
+        "hardware": hardware(summary["hardware"]),
+        "command": " ".join(["python -m experiments.train", *command, f"--workdir=runs/{name}"]),
+    }
+
+
+def hardware(told: dict) -> str:
+    """What a run was trained on, from its summary."""
+    if told["platform"] == "cpu":
+        return f"{told['cores']} core{'s' * (told['cores'] > 1)} of {told['cpu']}"
+    return f"{told['device_count']} x {told['device']}"
+
+
+def write(path: epath.Path, rows: list[dict]) -> None:
+    """Add rows to the table, in place of those of the same model and seed."""
+    table = {}
+    if path.exists():
+        table = {(old["model"], int(old["seed"])): old for old in csv.DictReader(io.StringIO(path.read_text()))}
+    table |= {(new["model"], new["seed"]): new for new in rows}
+    order = list(RUNS)
+    keys = sorted(table, key=lambda key: (order.index(key[0]), key[1]))
+    workdir.write_csv(path, COLUMNS, [[table[key][column] for column in COLUMNS] for key in keys])
+
+
+def chosen() -> list[str]:
+    """The runs that --only names.
+
+    Raises:
+      InputError: it names none.
+    """
+    some = [name for name in RUNS if name.startswith(tuple(flags.FLAGS.only.split(",")))]
+    if not some:
+        raise InputError(f"--only={flags.FLAGS.only} names no run: the runs are {', '.join(RUNS)}")
+    return some
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse(argv)
+    root, seed = epath.Path(flags.FLAGS.workdir), flags.FLAGS.seed
+    trainings = {name: training(name, seed, flags.FLAGS.num_epochs) for name in chosen()}
+    side_by_side.train(list(trainings.values()), root, flags.FLAGS.jobs)
+    rows = [row(root / each.name, name, each.arguments) for name, each in trainings.items()]
+    folder = epath.Path(flags.FLAGS.out or root)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "likelihoods.csv", [each for each in rows if each])
+    print((folder / "likelihoods.csv").read_text())
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/textbook", "Holds a folder a run; the same command again resumes them.")
+    flags.DEFINE_string("out", None, "Where likelihoods.csv goes; the workdir unless given.")
+    flags.DEFINE_string("only", "", "Only the runs whose names start with one of these, separated by commas.")
+    flags.DEFINE_float("num_epochs", None, "Of every run; its config's own unless given.", lower_bound=0.01)
+    flags.DEFINE_integer("seed", 0, "Of every run.", lower_bound=0)
+    flags.DEFINE_integer("jobs", None, "Runs side by side; one a device, or one a core, unless given.", lower_bound=1)
+    cli.run(main)

@@ -3,7 +3,7 @@
 python -m experiments.train --config=experiments/configs/burda.py:iwae,5 --workdir=runs/iwae5
 
 After the colon: the bound (`sgvb_b` is their VAE, `iwae` their IWAE) and k, the draws of z. Theirs are 3,280 epochs of
-batches of 20, the learning rate 10^(-i/7) of a thousandth for 3^i epochs, i = 0 to 7, Adam's epsilon 1e-4, on all 60,000
+batches of 20, the learning rate 10^(-i/7) of a thousandth for 3^i epochs, i = 0 to 7, Adam's epsilon 1e-4, all 60,000
 training images. Here the same eight learning rates share `train.num_epochs` in the same proportions, epsilon is Adam's
 own 1e-8, and 10,000 images are held out.
 """

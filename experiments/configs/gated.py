@@ -1,4 +1,4 @@
-"""Gated layers, 784-300-300-40-300-300-784, as in "VAE with a VampPrior" (Tomczak & Welling, 1705.07120), prior N(0, I).
+"""Gated layers, 300-300-40-300-300, as in "VAE with a VampPrior" (Tomczak & Welling, 1705.07120), prior N(0, I).
 
 python -m experiments.train --config=experiments/configs/gated.py:mnist --workdir=runs/gated
 """

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -19,7 +20,7 @@ def beta(rows: Sequence[dict], floor: float) -> Figure:
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[1.5, 1, 1])
     betas = [row["beta"] for row in rows]
 
-    def line(axes, values: Sequence[float], label: str, colour: str) -> None:
+    def line(axes: Axes, values: Sequence[float], label: str, colour: str) -> None:
         axes.plot(betas, values, color=colour, marker="o", markersize=5, linewidth=1.8, label=label)
 
     line(top, [-row["log_likelihood"] for row in rows], "reconstruction, −E log p(x | z)", BLUE)

@@ -2,8 +2,8 @@
 
     python -m experiments.textbook.likelihoods --workdir=runs/textbook --out=experiments/results/textbook
 
-Runs a training each, in a folder of its own below --workdir, as many side by side as there are cores or GPUs (`--jobs`);
-the same command resumes them. Those that are finished are in the table, whether this command has made them or not.
+Each is trained in a folder of its own below --workdir, as many side by side as there are cores or GPUs (`--jobs`); the
+same command resumes them.
 """
 
 import csv
@@ -55,12 +55,9 @@ COLUMNS = (
 def arguments(name: str, seed: int, num_epochs: float | None) -> list[str]:
     """The arguments of `experiments.train`, but for its --workdir."""
     config, overrides = RUNS[name]
-    given = [
-        *overrides,
-        *([f"seed={seed}"] if seed else []),
-        *([f"train.num_epochs={num_epochs}"] if num_epochs else []),
-    ]
-    return [f"--config={CONFIGS}{config}", *(f"--config.{override}" for override in given)]
+    given = {"seed": seed, "train.num_epochs": num_epochs}
+    overrides = [*overrides, *(f"{key}={value}" for key, value in given.items() if value)]
+    return [f"--config={CONFIGS}{config}", *(f"--config.{override}" for override in overrides)]
 
 
 def training(name: str, seed: int, num_epochs: float | None) -> side_by_side.Training:

@@ -1,0 +1,88 @@
+"""The commands behind the textbook's results: every run can be made, and samples are judged rightly."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from scipy import linalg
+
+from aevb import data
+from experiments import checks, settings
+from experiments.textbook import beta, likelihoods, sample_quality
+
+
+@pytest.mark.parametrize("name", likelihoods.RUNS)
+def test_every_run_has_a_config_that_can_be_used(name):
+    training = likelihoods.training(name, seed=3, num_epochs=None)
+    config = settings.load(training.arguments[0].removeprefix("--config="), training.arguments[1:])
+    checks.check(config)
+    assert (config.seed, config.train.num_epochs) == (3, training.num_epochs)
+    assert config.bound.kl_weight == 1
+
+
+def test_every_beta_has_a_run():
+    trainings = [beta.training(weight, seed=0, num_epochs=2.0) for weight in beta.BETAS]
+    assert len({training.name for training in trainings}) == len(beta.BETAS)
+    for weight, training in zip(beta.BETAS, trainings, strict=True):
+        config = settings.load(training.arguments[0].removeprefix("--config="), training.arguments[1:])
+        checks.check(config)
+        assert (config.bound.kl_weight, config.train.num_epochs) == (weight, 2.0)
+
+
+def test_burdas_learning_rates():
+    config = settings.load("experiments/configs/burda.py:iwae,5", [])
+    assert (config.bound.name, config.bound.num_samples) == ("iwae", 5)
+    num_steps = config.train.num_epochs * 50_000 / config.train.batch_size
+    lengths = np.diff([0, *config.optimizer.boundaries, num_steps])
+    np.testing.assert_allclose(lengths[1:] / lengths[:-1], 3, rtol=0.02)
+    np.testing.assert_allclose(np.prod(config.optimizer.scales), 0.1)
+
+
+def test_a_run_is_a_line_of_the_table(tmp_path):
+    folder = tmp_path / "gated_seed0"
+    folder.mkdir()
+    assert likelihoods.row(folder, "gated", []) is None
+    hardware = {"platform": "cpu", "cores": 2, "cpu": "AMD EPYC", "device": "cpu", "device_count": 1}
+    evaluation = {"num_samples": 5000, "num_examples": 10_000, "nll": 84.1234, "nll_stderr": 0.2, "elbo": -88.0}
+    told = {"dataset": "mnist", "binarization": "dynamic", "bound": "sgvb_b", "seed": 0, "train_seconds": 12.6}
+    (folder / "summary.json").write_text(json.dumps(told | {"evaluation": evaluation, "hardware": hardware}))
+    row = likelihoods.row(folder, "gated", ["--config=a"])
+    path = tmp_path / "likelihoods.csv"
+    likelihoods.write(path, [row | {"model": "conv"}])
+    likelihoods.write(path, [row | {"nll": 85}])
+    likelihoods.write(path, [row])
+    (first, second) = csv.DictReader(io.StringIO(path.read_text()))
+    assert (first["model"], second["model"]) == ("gated", "conv")
+    assert first["nll"] == "84.123"
+    assert first["hardware"] == "2 cores of AMD EPYC"
+    assert first["command"] == "python -m experiments.train --config=a --workdir=runs/gated"
+    assert tuple(first) == likelihoods.COLUMNS
+
+
+def test_the_frechet_distance_of_two_gaussians():
+    rng = np.random.default_rng(0)
+    first, second = (root @ root.T for root in rng.normal(size=(2, 4, 4)))
+    shift = rng.normal(size=4)
+    expected = shift @ shift + np.trace(first + second - 2 * linalg.sqrtm(first @ second).real)
+    measured = sample_quality.frechet_distance(np.zeros(4), first, shift, second)
+    np.testing.assert_allclose(measured, expected, rtol=1e-6)
+    assert sample_quality.frechet_distance(shift, first, shift, first) == pytest.approx(0, abs=1e-6)
+    # In one dimension it is the distance of the means and of the standard deviations.
+    one = sample_quality.frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([3.0]), np.array([[9.0]]))
+    np.testing.assert_allclose(one, 2**2 + (3 - 2) ** 2)
+
+
+def test_worse_samples_are_further_away():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    images = np.clip(np.eye(3)[labels].repeat(4, axis=1) + 0.1 * rng.normal(size=(600, 12)), 0, 1).reshape(-1, 3, 4, 1)
+    splits = [data.Split(images[part].astype("float32"), labels[part]) for part in (slice(300), slice(300, 600))]
+    features = sample_quality.Features.learn(*splits)
+    same, noisy = images[:300], np.clip(images[:300] + rng.normal(size=images[:300].shape), 0, 1)
+    assert features.distance(splits[1].examples) == pytest.approx(0, abs=1e-5)
+    assert features.distance(same) < 0.2 * features.distance(noisy)
+    one_class = images[labels == 0]
+    assert features.distance(same) < 0.2 * features.distance(one_class)
+    np.testing.assert_allclose(features.distance(np.uint8(255 * same)), features.distance(same), atol=0.05)

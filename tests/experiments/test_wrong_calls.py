@@ -37,6 +37,17 @@ TRAIN = {
     "choice": (["--config.optimizer.name=adamm"], ["adamm", "adamw"]),
     "binarization": (["--config.data.binarization=none"], ["grey values", "--config.data.binarization=static"]),
     "another learner's key": (["--config.learner.num_leapfrog=3"], ["num_leapfrog is 3", "aevb does not read it"]),
+    "negative beta": (["--config.bound.kl_weight=-1"], ["kl_weight is -1", "must not be negative"]),
+    "free bits without a KL": (
+        ["--config.bound.name=iwae", "--config.bound.free_bits=0.5"],
+        ["free_bits is 0.5", "iwae has no KL", "name=sgvb_b"],
+    ),
+    "another schedule's key": (["--config.bound.kl_warmup_steps=5"], ["kl_warmup_steps is 5", "schedule constant"]),
+    "another network's key": (["--config.model.channels=(8,)"], ["channels is [8]", "network mlp does not read it"]),
+    "a prior of what": (
+        ["--config.model.prior=conditional_gaussian"],
+        ["context is none", "--config.model.context=label"],
+    ),
     "few samples": (
         ["--config.eval.estimator=hmc", "--config.eval.num_samples=5", "--config.model.latent_dim=2"],
         ["num_samples is 5", "at least 6", "usual 50"],
@@ -108,8 +119,28 @@ DATA = {
     ),
     "integers": (ARRAYS, lambda folder: np.save(folder / "a.npy", np.full((20, 3), 999)), ["999", "0 to 255"]),
     "odd shapes": (CONFIG + ":folder", lambda folder: images(folder, (4, 4), (4, 5)), ["0.png", "1.png"]),
-    "no image": (CONFIG + ":folder", lambda folder: (folder / "a.png").write_text("x"), ["a.png"]),
+    "no picture": (CONFIG + ":folder", lambda folder: (folder / "a.png").write_text("x"), ["a.png"]),
     "cut idx": (CONFIG + ":mnist", lambda folder: (folder / "t10k-images-idx3-ubyte").write_text("x"), ["lacks"]),
+    "no labels": (ARRAYS, lambda folder: np.save(folder / "a.npy", np.ones((20, 3))), ["train split", "no labels"]),
+    "no image": (ARRAYS, lambda folder: np.save(folder / "a.npy", np.ones((20, 3))), ["takes images", "mlp"]),
+    "negative count": (
+        ARRAYS,
+        lambda folder: np.save(folder / "a.npy", np.full((20, 3), -1.0)),
+        ["holds -1", "counts 0, 1, 2, ... only"],
+    ),
+    "no level": (
+        ARRAYS,
+        lambda folder: np.save(folder / "a.npy", np.full((20, 3), 300.0)),
+        ["holds 300", "levels k / 255 only"],
+    ),
+}
+# What it takes to see them.
+OPTIONS = {
+    "out of range": ["model.likelihood=continuous_bernoulli"],
+    "no labels": ["model.context=label"],
+    "no image": ["model.network=conv"],
+    "negative count": ["model.likelihood=poisson"],
+    "no level": ["model.likelihood=categorical"],
 }
 
 
@@ -120,7 +151,7 @@ def test_data(command, tmp_path: pathlib.Path, case: str):
     data.mkdir()
     make(data)
     args = [f"--config={config}", f"--workdir={tmp_path}/run", f"--config.data.dir={data}"]
-    extra = ["--config.model.likelihood=continuous_bernoulli"] if case == "out of range" else []
+    extra = [f"--config.{option}" for option in OPTIONS.get(case, [])]
     refused(command, "train", *args, *extra, words=words)
     assert not (tmp_path / "run").exists()
 

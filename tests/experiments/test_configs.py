@@ -30,13 +30,16 @@ def load(*overrides: str, dataset: str = "digits") -> ConfigDict:
 
 
 def tiny(name: str) -> Dataset:
-    """Twelve examples of the shape of a data set, uint8; binary where the set is."""
-    shapes = {"digits": (8, 8, 1), "frey_face": (28, 20, 1), "folder": (5, 7, 3), "arrays": (6,)}
+    """Twelve examples of the shape of a data set, uint8, of three classes; binary or counts where the set is."""
+    shapes = {"digits": (8, 8, 1), "frey_face": (28, 20, 1), "folder": (5, 7, 3), "arrays": (6,), "counts": (6,)}
     shape = shapes.get(name, (28, 28, 1))
     images = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
     if name == "binarized_mnist":
         images = (images > 127) * np.uint8(255)
-    splits = [Split(images[rows], None) for rows in (slice(0, 8), slice(8, 10), slice(10, 12))]
+    if name == "counts":
+        images = np.random.default_rng(0).poisson(3, (12, 6)).astype("float32")
+    labels = np.arange(12) % 3
+    splits = [Split(images[rows], labels[rows]) for rows in (slice(0, 8), slice(8, 10), slice(10, 12))]
     return Dataset(name, shape, *splits, splits="made up")
 
 
@@ -194,6 +197,27 @@ CHOICES = {
         ["model.likelihood=laplace", "model.scale=shared", "bound.kl_schedule=cyclical", "bound.kl_warmup_steps=1"]
         + ["bound.kl_cycle_steps=2"],
     ),
+    "label, convolution, conditional prior": (
+        "digits",
+        ["model.context=label", "model.prior=conditional_gaussian", "model.network=conv", "model.channels=(2,)"],
+    ),
+    "label, wake-sleep, gated network": (
+        "digits",
+        ["model.context=label", "learner.name=wake_sleep", "model.network=gated_mlp"],
+    ),
+    "label, Monte Carlo EM": ("digits", ["model.context=label", *MCEM]),
+    "label, full variational Bayes, residual": (
+        "frey_face",
+        ["model.context=label", "learner.name=full_vb", "model.network=residual", "model.channels=(2,)"],
+    ),
+    "label, iwae, full covariance, conditional prior": (
+        "digits",
+        ["model.context=label", "bound.name=iwae", "bound.num_samples=2", "model.posterior=full_gaussian"]
+        + ["model.prior=conditional_gaussian"],
+    ),
+    "Poisson": ("counts", ["model.likelihood=poisson"]),
+    "negative binomial": ("counts", ["model.likelihood=negative_binomial", "model.scale=shared"]),
+    "zero-inflated negative binomial": ("counts", ["model.likelihood=zero_inflated_negative_binomial"]),
     "256 levels": ("digits", ["model.likelihood=categorical", "data.binarization=none"]),
     "grey": ("digits", ["data.binarization=grey"]),
     "wake-sleep, paper's first weights, train size": (

@@ -11,6 +11,7 @@ from PIL import Image
 from test_configs import load, tiny
 
 from aevb import training
+from aevb.errors import InputError
 from experiments import build, generate
 
 
@@ -39,9 +40,47 @@ def decoded(artist: generate.Artist, z: np.ndarray) -> np.ndarray:
 )
 def test_arrays(artist: generate.Artist, what: str, num: int, shapes: dict):
     _, arrays = generate.WHAT[what][0](artist, num)
-    assert {name: array.shape for name, array in arrays.items()} == shapes
+    assert {name: array.shape for name, array in arrays.items() if array is not None} == shapes
     if "z" in arrays:
         np.testing.assert_allclose(arrays["mean"], decoded(artist, arrays["z"]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def conditional() -> generate.Artist:
+    run = build.build(load("model.hidden=8", "model.context=label", "model.prior=conditional_gaussian"))
+    return generate.Artist(run, training.replicate(run.init_state().params))
+
+
+def test_classes_share_a_latent_down_each_column(conditional: generate.Artist):
+    _, arrays = generate.WHAT["classes"][0](conditional, 3)
+    z, contexts = arrays["z"], arrays["context"]
+    assert (z.shape, arrays["mean"].shape) == ((10, 3, 2), (10, 3, 8, 8, 1))
+    np.testing.assert_array_equal(contexts, np.eye(10))
+    vae = conditional.run.model.bind({"params": conditional.params})
+
+    def places(row: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """In standard deviations from the mean of a class's prior."""
+        prior = vae.given(context).prior().base_dist
+        return (row - np.asarray(prior.loc)) / np.asarray(prior.scale)
+
+    for row, context, means in zip(z, contexts, arrays["mean"], strict=True):
+        np.testing.assert_allclose(places(row, context), places(z[0], contexts[0]), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(means[0], vae.given(context).decode(row[0]).mean, rtol=1e-4, atol=1e-6)
+
+
+def test_one_label(conditional: generate.Artist):
+    three = generate.Artist(conditional.run, conditional.replicated, label=3)
+    for what in ("samples", "traversals", "manifold"):
+        _, arrays = generate.WHAT[what][0](three, 4)
+        assert (arrays["context"].reshape(-1, 10).argmax(axis=1) == 3).all(), what
+    with pytest.raises(InputError, match="--label is 10, and the classes of digits are 0 to 9"):
+        generate.Artist(conditional.run, conditional.replicated, label=10)
+
+
+def test_a_label_that_the_model_was_not_told(artist: generate.Artist):
+    with pytest.raises(InputError, match="--label is 3, but the model was told nothing of a datapoint"):
+        generate.Artist(artist.run, artist.replicated, label=3)
+    assert not generate.can_draw(artist.run, "classes")
 
 
 def test_latent_paths(artist: generate.Artist):
@@ -66,10 +105,10 @@ def test_every_picture_of_other_shapes(name: str, monkeypatch: pytest.MonkeyPatc
     params = training.replicate(run.init_state().params)
     with mock.patch.dict(generate.REPORTED, {"samples": (generate.samples, 4)}):
         generate.draw_all(run, params, tmp_path)
-    assert {path.stem for path in tmp_path.iterdir()} == set(generate.REPORTED) - {"manifold"}
+    assert {path.stem for path in tmp_path.iterdir()} == set(generate.REPORTED) - {"manifold", "classes"}
 
 
-@pytest.mark.parametrize("what", generate.WHAT)
+@pytest.mark.parametrize("what", sorted(set(generate.WHAT) - {"classes"}))
 def test_command(command, finished: pathlib.Path, tmp_path: pathlib.Path, what: str):
     out = tmp_path / "new" / "picture.png"
     ended = command.ok("generate", f"--workdir={finished}", f"--what={what}", "--num=4", f"--out={out}")

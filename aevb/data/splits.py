@@ -196,8 +196,9 @@ def _sentence(parts: Mapping[str, Split], counts: Mapping[str, int], total: int,
     own = ", ".join(
         f"{part} ({len(parts[part].examples)})" for part in ("train", "validation", "test") if part in parts
     )
-    if not counts:
-        return f"all splits are the source's own: {own}"
-    carved = " and ".join(f"{part} ({count})" for part, count in reversed(counts.items()))
+    none = "".join(f"; no {part}" for part, count in counts.items() if not count)
+    if not any(counts.values()):
+        return f"all splits are the source's own: {own}{none}"
+    carved = " and ".join(f"{part} ({count})" for part, count in reversed(counts.items()) if count)
     how = "its last rows" if last_rows else f"a random permutation with seed {seed}"
-    return f"{carved} taken from train by {how}, leaving {total - sum(counts.values())}; the source's own: {own}"
+    return f"{carved} taken from train by {how}, leaving {total - sum(counts.values())}; the source's own: {own}{none}"

@@ -12,5 +12,6 @@ from experiments.configs import vae
 def get_config(dataset: str = "digits") -> ConfigDict:
     config = vae.get_config(dataset)
     config.model.update({"network": "conv", "channels": (16, 32), "hidden": (256,), "activation": "relu"})
-    config.optimizer.learning_rate = 1e-3
+    if dataset in ("mnist", "binarized_mnist", "fashion_mnist"):
+        config.train.num_epochs = 150.0
     return config

@@ -17,20 +17,20 @@ from aevb.errors import InputError
 from experiments import cli, settings, side_by_side, workdir
 
 CONFIGS = "experiments/configs/"
-STATIC = ("dataset=binarized_mnist", "data.binarization=none")
 # A config, and what a run changes in it.
 RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "vae": ("vae.py:mnist", ("eval.num_samples=5000",)),
-    "burda_vae_1": ("burda.py:sgvb_b,1", ()),
-    "burda_vae_5": ("burda.py:sgvb_b,5", ()),
-    "burda_iwae_5": ("burda.py:iwae,5", ()),
+    "vae": ("vae.py:mnist", ()),
+    "full_covariance": ("vae.py:mnist", ("model.posterior=full_gaussian",)),
+    "cvae": ("cvae.py:mnist", ()),
+    "burda_vae_1": ("burda.py:mnist,sgvb_b,1", ()),
+    "burda_vae_5": ("burda.py:mnist,sgvb_b,5", ()),
+    "burda_iwae_5": ("burda.py:mnist,iwae,5", ()),
     "gated": ("gated.py:mnist", ()),
+    "static_burda_vae_1": ("burda.py:binarized_mnist,sgvb_b,1", ()),
+    "static_burda_iwae_5": ("burda.py:binarized_mnist,iwae,5", ()),
+    "static_gated": ("gated.py:binarized_mnist", ("train.patience=10",)),
     "conv": ("conv.py:mnist", ()),
-    "static_burda_vae_1": ("burda.py:sgvb_b,1", STATIC),
-    "static_burda_iwae_5": ("burda.py:iwae,5", STATIC),
-    "static_gated": ("gated.py:binarized_mnist", ()),
-    "full_covariance": ("vae.py:mnist", ("model.posterior=full_gaussian", "eval.num_samples=5000")),
-    "cvae": ("cvae.py:mnist", ("eval.num_samples=5000",)),
+    "vae_long": ("vae.py:mnist", ("train.num_epochs=1500", "train.patience=100")),
     "frey_learned": ("vae.py:frey_face", ("model.latent_dim=10",)),
     "frey_shared": ("vae.py:frey_face", ("model.latent_dim=10", "model.scale=shared")),
     "frey_fixed": ("vae.py:frey_face", ("model.latent_dim=10", "model.scale=fixed")),

@@ -165,6 +165,8 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
     if summary:
         total = f"{_duration(summary['total_seconds'])} with start and evaluation"
         add("training time", _duration(summary["train_seconds"]), "", total)
+        memory = summary.get("peak_memory_gib")
+        add("peak memory", memory and _decimal(memory), "GiB", "of training")
     return tiles
 
 

@@ -41,6 +41,7 @@ def finish(
     """Evaluate, draw, summarise and report."""
     from aevb import figures
 
+    memory = workdir.peak_memory()  # evaluation comes after
     final = evaluate.evaluated_params(state), rows[-1]["step"]
     best = best_params(run, folder) or final
     which, (params, step) = ("best", best) if run.patience else ("last", final)
@@ -56,7 +57,7 @@ def finish(
     generate.draw_all(run, params, folder / "figures")
     show(folder, rows[-1]["step"], evaluation or {})
     summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation}
-    summary |= speed(run, rows) | {"first_step_seconds": first_step_seconds}
+    summary |= speed(run, rows) | {"first_step_seconds": first_step_seconds, "peak_memory_gib": memory}
     workdir.write_json(folder / "summary.json", summary | {"total_seconds": time.time() - started})
     page = report.write(folder)
     if evaluation:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -160,6 +161,15 @@ def hardware() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def peak_memory() -> float:
+    """GiB that this process has held at most so far: of its accelerator's memory, or, on a CPU, of the machine's."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+    return stats.get("peak_bytes_in_use", host) / 2**30
 
 
 def _cpu_name() -> str:

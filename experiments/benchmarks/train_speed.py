@@ -9,9 +9,7 @@ ratio is between the best of each. A hand-written step that a user might write i
 binarized the usual way) runs beside them.
 """
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +25,7 @@ from aevb.data import Split
 from aevb.data.binarization import make_preprocess
 from aevb.data.feeding import InMemory
 from aevb.learners import aevb
-from experiments import cli
+from experiments import cli, workdir
 
 NUM_EXAMPLES, BATCH, PIXELS, HIDDEN, LATENT = 60_000, 100, 784, 500, 20
 STEPS = NUM_EXAMPLES // BATCH
@@ -145,8 +143,7 @@ def main(argv: list[str]) -> None:
             f"{name}: best {best:.3f} s an epoch ({best / limit:.2f} times the products), "
             f"median {median:.3f} s ({median / limit:.2f}), {NUM_EXAMPLES / best:,.0f} examples/s"
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
-    print(f"peak memory of the process: {peak / 2**30:.2f} GiB")
+    print(f"peak memory: {workdir.peak_memory():.2f} GiB")
 
 
 if __name__ == "__main__":

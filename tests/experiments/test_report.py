@@ -34,7 +34,7 @@ SUMMARY = {
     "test": 10000}, "num_parameters": 684240, "seed": 0, "bound": "sgvb_a", "evaluation": EVALUATION,
     "bounds": {split: {"final": BOUND, "best": BOUND} for split in ("train", "validation", "test")},
     "versions": {"python": "3.11.9", "jax": "0.10.2"}, "hardware": {"device": "NVIDIA H200", "cores":
-    16}, "train_seconds": 4012.3, "total_seconds": 4300.0, "first_step_seconds": 8.2,
+    16}, "train_seconds": 4012.3, "total_seconds": 4300.0, "first_step_seconds": 8.2, "peak_memory_gib": 1.25,
     "examples_per_second": 51234.6,
 }  # fmt: skip
 METRICS = [
@@ -108,6 +108,7 @@ def test_each_number_stands_with_its_convention(tmp_path):
         "active units 12 of 20 latent dimensions in use",
         "speed 51,235 examples/s between looks, NVIDIA H200",
         "training time 1 h 6 min 1 h 11 min with start and evaluation",
+        "peak memory 1.25 GiB of training",
     ]
     for convention in (
         "10,000 examples of the test split (binarization: stochastic), checkpoint: best, step 75,000, "

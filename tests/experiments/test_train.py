@@ -98,6 +98,7 @@ def test_what_a_run_leaves(finished: pathlib.Path):
     assert summary["bounds"]["validation"]["best"]["step"] == summary["bounds"]["test"]["best"]["step"] == best["step"]
     assert summary["evaluation"] == json.loads((finished / "evaluation.json").read_text())
     assert 0 < summary["first_step_seconds"] < summary["total_seconds"]
+    assert 0.1 < summary["peak_memory_gib"] < 16
     config = json.loads((finished / "config.json").read_text())
     assert set(config) == {"seed", "dataset", "data", "model", "bound", "learner", "optimizer", "train", "eval"}
 

@@ -69,7 +69,7 @@ PRIORS = {
     "beta": stats.uniform(),
     "kumaraswamy": kumaraswamy(2, 2),
 }
-CLOSED_FORM = {(NORMAL, NORMAL), ("gamma", "gamma"), ("weibull", "gamma"), ("beta", "beta"), ("kumaraswamy", "beta")}
+CLOSED_FORM = {(NORMAL, NORMAL), ("gamma", "gamma"), ("weibull", "gamma"), ("beta", "beta")}
 
 
 def num_parameters(name):

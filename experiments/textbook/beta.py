@@ -15,14 +15,16 @@ from experiments.textbook import draw, sample_quality
 
 CONFIG = "experiments/configs/vae.py:mnist"
 BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 10.0)
+EXAMPLES = 2000  # of the test split, for the bound and the NLL
 NUM = 10_000  # samples that are judged
 SHOWN = 10  # of them in the picture
-COLUMNS = ("beta", "log_likelihood", "kl", "elbo", "nll", "active_units", "frechet_distance", "seed")
+TOLD = ("num_examples", "log_likelihood", "kl", "elbo", "nll", "nll_stderr", "active_units")  # by its evaluation
+COLUMNS = ("beta", *TOLD, "frechet_distance", "seed")
 
 
 def training(beta: float, seed: int, num_epochs: float) -> side_by_side.Training:
     """The run with one beta."""
-    overrides = {"seed": seed, "bound.kl_weight": beta, "train.num_epochs": num_epochs}
+    overrides = {"seed": seed, "bound.kl_weight": beta, "train.num_epochs": num_epochs, "eval.max_examples": EXAMPLES}
     given = [f"--config={CONFIG}", *(f"--config.{key}={value}" for key, value in overrides.items())]
     return side_by_side.Training(f"beta{beta:g}_seed{seed}", given, num_epochs)
 
@@ -33,7 +35,7 @@ def measure(folder: epath.Path, features: sample_quality.Features) -> tuple[dict
     artist = generate.Artist(run, evaluate.restore(run, folder)[0])
     samples = generate.samples(artist, NUM)[1]["mean"]
     evaluation = workdir.read_json(folder / "summary.json")["evaluation"]
-    numbers = {key: evaluation[key] for key in ("log_likelihood", "kl", "elbo", "nll", "active_units")}
+    numbers = {key: evaluation[key] for key in TOLD}
     return numbers | {"frechet_distance": features.distance(samples)}, samples
 
 

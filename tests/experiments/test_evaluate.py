@@ -18,7 +18,8 @@ KEYS = {
     "elbo", "nll", "nll_stderr", "bits_per_dim", "num_samples", "num_examples", "split", "binarization",
     "effective_sample_size", "active_units", "kl_per_dim", "elbo_stderr", "log_likelihood", "kl", "bound",
     "convention", "latent_dim", "density", "step", "checkpoint", "seed", "evaluate_seconds",
-    "estimator", "learner", "weights",
+    "estimator", "learner", "weights", "mutual_information", "marginal_kl", "information_examples", "collapsed",
+    "advice",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from scipy import linalg
 
 from aevb import data
 from experiments import checks, settings
-from experiments.textbook import beta, likelihoods, sample_quality
+from experiments.textbook import beta, likelihoods, photos, sample_quality
 
 
 @pytest.mark.parametrize("name", likelihoods.RUNS)
@@ -86,3 +86,11 @@ def test_worse_samples_are_further_away():
     one_class = images[labels == 0]
     assert features.distance(same) < 0.2 * features.distance(one_class)
     np.testing.assert_allclose(features.distance(np.uint8(255 * same)), features.distance(same), atol=0.05)
+
+
+def test_the_squares_of_a_photograph_are_its_pixels():
+    photo = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    squares = photos.squares(photo, 2)
+    assert squares.shape == (2 * 3, 2, 2, 3)
+    np.testing.assert_array_equal(squares[0], photo[:2, :2])
+    np.testing.assert_array_equal(squares[4], photo[2:4, 2:4])

@@ -34,7 +34,7 @@ FIGURES = ["interpolations", "kl_per_dim", "latents", "learning_curves", "manifo
 def without_times(value: Any) -> Any:
     """What may not differ between two equal runs."""
     if isinstance(value, dict):
-        timed = ("_seconds", "_per_second")
+        timed = ("_seconds", "_per_second", "_memory_gib")
         return {key: without_times(item) for key, item in value.items() if not key.endswith(timed)}
     return [without_times(item) for item in value] if isinstance(value, list) else value
 

@@ -13,5 +13,5 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config = vae.get_config(dataset)
     config.model.update({"network": "conv", "channels": (16, 32), "hidden": (256,), "activation": "relu"})
     if dataset in ("mnist", "binarized_mnist", "fashion_mnist"):
-        config.train.num_epochs = 150.0
+        config.train.num_epochs = 100.0
     return config

@@ -163,7 +163,7 @@ def iwae(samples: Samples, posterior: dist.Distribution, prior: dist.Distributio
     """The importance-weighted bound of K draws as what is climbed, beside the elbo of the same draws.
 
     Its gradient is that of `log mean_k w_k` through the draws, `sum_k w_k / sum_j w_j grad log w_k` (Burda et al., eq.
-    14). It rises to log p(x) with K, and with it falls the part of the gradient that tells the posterior.
+    14). It rises to log p(x) with K, while the encoder's gradient falls below its own noise (Rainforth et al., 2018).
     """
     elbo = sgvb_a(samples, posterior, prior)
     return elbo._replace(excess=iwae_bound(samples) - elbo.elbo)

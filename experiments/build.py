@@ -102,6 +102,7 @@ class Run:
             "binarization": self.config.data.binarization,
             # Grey values under a Bernoulli have no density, so the bound is one on nothing.
             "density": self.config.data.binarization != "grey",
+            "context": self.config.model.context,
             **names,
             "weights": names["weights"] + (", moving average" if self.ema_decay else ""),
             "seed": self.config.seed,

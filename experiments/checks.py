@@ -38,6 +38,7 @@ _POSITIVE = (
     "bound.adaptation_rate",
     "optimizer.learning_rate",
     "model.fixed_scale",
+    "model.min_scale",
     "train.num_epochs",
     "train.batch_size",
     "train.log_every_steps",
@@ -53,7 +54,6 @@ _NOT_NEGATIVE = (
     "bound.kl_warmup_steps",
     "bound.kl_cycle_steps",
     "bound.free_bits",
-    "model.min_scale",
     "optimizer.hold_steps",
     "optimizer.warmup_steps",
     "optimizer.decay_steps",
@@ -183,7 +183,12 @@ def _check_kl(flat: dict[str, Any]) -> None:
             f"config.bound.kl_warmup_steps, which is {flat['bound.kl_warmup_steps']}: make it at least as long"
         )
     if schedule == "adaptive" and not flat["bound.kl_weight"] > 0:
-        raise InputError("config.bound.kl_weight is 0, from where an adaptive beta never moves: set it above 0")
+        raise InputError("config.bound.kl_weight is 0, where no adaptive beta can start: set it above 0")
+    if schedule == "adaptive" and not flat["bound.log_likelihood_target"]:
+        raise InputError(
+            "config.bound.log_likelihood_target is not set, and an adaptive beta needs it: give the nats per datapoint "
+            "to hold, such as the log_likelihood in summary.json of a run at a constant beta"
+        )
     for name in ("bound.kl_weight", "bound.kl_schedule", "bound.free_bits"):
         if flat["bound.name"] == "iwae" and flat[name] != default[name]:
             raise InputError(

@@ -94,7 +94,7 @@ def importance(run: Run, num_samples: int) -> DatapointFn:
         closed_form = run.elbo is bounds.sgvb_b
         z = jax.vmap(posterior.sample)(jax.random.split(kl_key, KL_SAMPLES))
         at_floor = {}
-        if getattr(run.model.likelihood, "learns_scale", False):
+        if isinstance(run.model.likelihood, models.Gaussian | models.Laplace) and run.model.likelihood.learns_scale:
             at_floor["scales_at_floor"] = models.floored(vae.decode(z[0]), run.model.likelihood).mean()
         return {
             **estimate._asdict(),
@@ -102,6 +102,7 @@ def importance(run: Run, num_samples: int) -> DatapointFn:
             "kl_per_dim": bounds.kl_per_dim(posterior, prior, z),
             "mean": posterior.mean,
             "outputs": vae.outputs(point.x),
+            **({} if point.context is None else {"context": point.context}),
             **at_floor,
         }
 
@@ -224,21 +225,27 @@ def bound_numbers(run: Run, params: Any, each: dict[str, np.ndarray]) -> dict[st
 def code_numbers(run: Run, params: Any, each: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the code says of the datapoints, how far all codes together are from the prior, and whether it collapsed.
 
-    A prior that knows the context is another for each datapoint, so there the codes have no one prior to be held to.
+    A model that was told the class is asked what its code says beside it. One that was told vectors is asked for active
+    units alone: hardly two datapoints share a vector, and what is to be said beside it cannot be estimated.
     """
-    active, kl_per_dim = active_units(each["mean"]), each["kl_per_dim"].mean(axis=0)
+    classes = each["context"] if run.context is not None and run.context.classes else None
+    active, kl_per_dim = active_units(each["mean"], classes), each["kl_per_dim"].mean(axis=0)
     told = {"active_units": int(active.sum()), "kl_per_dim": [float(kl) for kl in kl_per_dim]}
-    outputs = each["outputs"][:INFORMATION_EXAMPLES]
-    if len(outputs) < 2 or isinstance(run.model.prior, models.ConditionalGaussian):
+    some = {name: each[name][:INFORMATION_EXAMPLES] for name in ("outputs", "context") if name in each}
+    if len(some["outputs"]) < 2 or (run.context is not None and classes is None):
         return told
     vae = run.model.bind({"params": training.unreplicate(params)})
-    prior = vae.prior()  # of no context: it is the same for all
-    information = jax.jit(lambda outputs: code_information(run.eval_key, vae.posterior, outputs, prior))(outputs)
+    key = jax.random.fold_in(run.eval_key, len(build.SPLITS))  # those before it are the splits' own
+    information = jax.jit(
+        lambda outputs, context=None: code_information(
+            key, vae.posterior, outputs, lambda context: vae.given(context).prior(), context
+        )
+    )(**some)
     collapse = posterior_collapse(active, kl_per_dim, float(information.mutual_information))
     return told | {
         "mutual_information": float(information.mutual_information),
         "marginal_kl": float(information.marginal_kl),
-        "information_examples": len(outputs),
+        "information_examples": len(some["outputs"]),
         "collapsed": collapse.collapsed,
         "advice": collapse.advice,
     }
@@ -275,20 +282,29 @@ def bits_per_dim(run: Run, split: data.Split, nll: float) -> dict[str, Any]:
             "bits_per_dim": None,
             "convention": "not a density: grey values given to a Bernoulli likelihood",
         }
-    bits = nll / (math.prod(run.model.event_shape) * math.log(2))
-    if run.model.likelihood.support == "binary":
-        return {"bits_per_dim": bits, "convention": "log mass of binary values, nats per datapoint"}
-    if run.model.likelihood.support in ("levels", "counts"):
-        values = {"levels": "the 256 levels, without dequantization", "counts": "counts"}[run.model.likelihood.support]
-        return {"bits_per_dim": bits, "convention": f"log mass of {values}, nats per datapoint"}
-    if run.facts["binarization"] == "none" and split.examples[0].dtype == np.uint8:
-        # A density over [0, 1] as one over the 256 levels, which are 1/255 apart.
-        return {
-            "bits_per_dim": bits + math.log2(255),
-            "convention": "log density of values in [0, 1], nats per datapoint; bits per dimension are of the 256 "
-            "levels, each taken at its midpoint (no dequantization noise: not a bound on the discrete likelihood)",
-        }
-    return {"bits_per_dim": bits, "convention": "log density in the units of the data, nats per datapoint"}
+    support = run.model.likelihood.support
+    words = {
+        "binary": "mass of binary values",
+        "levels": "mass of the 256 levels, without dequantization",
+        "counts": "mass of counts",
+    }.get(support, "density in the units of the data")
+    bits, of_levels = nll / (math.prod(run.model.event_shape) * math.log(2)), ""
+    if support in ("unit", "real") and run.facts["binarization"] == "none" and split.examples[0].dtype == np.uint8:
+        # A density over [0, 1] as one over the 256 levels, which are 1/255 apart; where the support ends at 0 and 1,
+        # the cells of levels 0 and 255 are half as wide.
+        bits += math.log2(255) + (share_at_ends(split) if support == "unit" else 0.0)
+        words = "density of values in [0, 1]"
+        of_levels = (
+            "; bits per dimension are of the 256 levels, each cell with the density at its level (no dequantization "
+            "noise: not a bound on the discrete likelihood)"
+        )
+    given = "" if run.context is None else ", given its label"
+    return {"bits_per_dim": bits, "convention": f"log {words}, nats per datapoint{given}{of_levels}"}
+
+
+def share_at_ends(split: data.Split) -> float:
+    """The share of the bytes of a split that are 0 or 255."""
+    return float(np.mean([np.isin(split.examples[i], (0, 255)).mean() for i in range(len(split.examples))]))
 
 
 def restore(run: Run, folder: epath.Path) -> tuple[Any, dict[str, Any]]:

@@ -5,8 +5,9 @@
 For each of the first --num test examples the best posterior of the family is searched with the decoder as it is. What
 its elbo lacks to log p(x) is the approximation gap, of the family; what the encoder's lacks to that one the
 amortization gap, of sharing one encoder (Cremer et al., 1801.03558). Then the encoder alone is trained on, for
---epochs: EM's E-step would close the gap, and this cannot, for it leaves the family and the sharing. Writes gap.json
-and two figures, which are on the report from then on: the gap, and draws from q(z | x) against draws from p(z) as
+--epochs of the training split: EM's E-step would close the gap, and this cannot, for it leaves the family and the
+sharing. Its curve is of the test examples, and may fall where it overfits the training ones. Writes gap.json and two
+figures, which are on the report from then on: the gap, and draws from q(z | x) against draws from p(z) as
 estimators of log p(x).
 """
 
@@ -27,6 +28,7 @@ from experiments import build, cli, evaluate, report, workdir
 from experiments.build import Run
 
 PARTS = ("log_marginal", "optimal_elbo", "elbo", "approximation_gap", "amortization_gap")
+MARGINAL_SAMPLES = 5000  # behind log p(x) and both bounds
 NUM_SAMPLES = (1, 3, 10, 30, 100, 300, 1000)  # of the two estimators of log p(x)
 POINTS, STEP_SIZE = 10, 1e-3  # of the encoder's curve, and of Adam for it
 BOUND_SAMPLES = 200  # draws of z a datapoint, for its bound on that curve
@@ -40,7 +42,8 @@ def take_apart(run: Run, params: Any, num: int) -> tuple[InferenceGap, ProposalC
         outputs, prior = vae.outputs(point.x), vae.prior()
         search_key, gap_key, proposal_key = jax.random.split(key, 3)
         optimal, _ = optimal_posterior(search_key, point.x, vae.to_posterior, outputs, prior, vae.decode)
-        gap = inference_gap(gap_key, point.x, vae.to_posterior, outputs, optimal, prior, vae.decode)
+        given = vae.to_posterior, outputs, optimal, prior, vae.decode
+        gap = inference_gap(gap_key, point.x, *given, num_samples=MARGINAL_SAMPLES)
         posterior = vae.to_posterior(outputs)
         return gap, compare_proposals(proposal_key, point.x, posterior, prior, vae.decode, NUM_SAMPLES)
 
@@ -103,14 +106,21 @@ def main(argv: list[str]) -> None:
     curve = encoder_alone(run, training.unreplicate(params), num, flags.FLAGS.epochs)
     told = {name: mean(getattr(gap, name), getattr(gap, f"{name}_stderr")) for name in PARTS}
     estimators = {name: columns(proposals, name) for name in ("from_posterior", "from_prior")}
-    result = {"split": "test", "num_examples": num, "convention": "nats per datapoint", **which, **told}
-    result |= {"num_samples": list(NUM_SAMPLES), **estimators, "encoder_alone": curve}
+    facts = {name: run.facts[name] for name in ("dataset", "binarization", "bound", "context", "seed")}
+    result = {"split": "test", "num_examples": num, "convention": "nats per datapoint", **facts, **which}
+    result |= {"num_samples": MARGINAL_SAMPLES, **told}
+    result |= {"effective_sample_size": float(gap.effective_sample_size.mean())}
+    result |= {"num_draws": list(NUM_SAMPLES), **estimators, "encoder_alone": curve}
     workdir.write_json(folder / "gap.json", result)
     levels = {name: told[name]["mean"] for name in ("log_marginal", "optimal_elbo", "elbo")}
     drawn = figures.gap(levels, [point["examples_seen"] for point in curve], [point["elbo"] for point in curve])
     figures.save(drawn, folder / "figures" / "gap.png")
     below = {name: [levels["log_marginal"] - part["mean"] for part in parts] for name, parts in estimators.items()}
-    errors = {name: [part["monte_carlo_stderr"] for part in parts] for name, parts in estimators.items()}
+    of_reference = told["log_marginal"]["monte_carlo_stderr"]
+    errors = {
+        name: [math.hypot(part["monte_carlo_stderr"], of_reference) for part in parts]
+        for name, parts in estimators.items()
+    }
     figures.save(figures.proposals(NUM_SAMPLES, below, errors), folder / "figures" / "proposals.png")
     report.write(folder)
     print(json.dumps(result, indent=2))

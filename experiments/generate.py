@@ -212,7 +212,8 @@ def kl_per_dim(artist: Artist, num: int) -> tuple[Any, Arrays]:
     from aevb import figures
 
     encoded = artist.encode(num)
-    arrays = {"kl_per_dim": encoded["kl_per_dim"].mean(axis=0), "active": active_units(encoded["mean"])}
+    classes = encoded["context"] if artist.run.context is not None and artist.run.context.classes else None
+    arrays = {"kl_per_dim": encoded["kl_per_dim"].mean(axis=0), "active": active_units(encoded["mean"], classes)}
     return figures.kl_per_dim(arrays["kl_per_dim"], arrays["active"]), arrays
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.text import Text
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
@@ -212,7 +213,49 @@ def test_kl_bars_are_sorted_and_coloured_by_activity(latent_dim):
     if latent_dim <= 20:
         names = [int(text.get_text()) for text in figure.axes[0].get_xticklabels()]
         np.testing.assert_array_equal(kl[np.array(names) - 1], np.sort(kl)[::-1])
-    assert f"{kl.sum():.2f} nats in all" in figure.axes[0].get_xlabel()
+    assert f"their sum is {kl.sum():.2f} nats" in figure.axes[0].get_xlabel()
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("best", [-84.0, -86.2])  # a search that ended below the encoder has a gap below 0
+def test_the_gap_is_drawn_at_its_levels_with_its_parts_in_nats(best):
+    levels = {"log_marginal": -83.0, "optimal_elbo": best, "elbo": -86.0}
+    figure = figures.gap(levels, [0, 500, 1000], [-86.0, -85.7, -85.5])
+    rendered(figure)
+    lines = [line.get_ydata() for line in figure.axes[0].lines]
+    assert [line[0] for line in lines[:2]] == [-83.0, best]
+    np.testing.assert_array_equal(lines[2], [-86.0, -85.7, -85.5])
+    said = texts(figure)
+    assert f"approximation gap\n{-83.0 - best:.2f} nats" in said
+    assert f"amortization gap\n{best + 86.0:.2f} nats" in said
+    low, high = figure.axes[0].get_ylim()
+    assert low < min(best, -86.0) and high > -83.0
+
+
+def test_estimates_above_log_p_are_drawn_too():
+    below = {"from_posterior": [3.0, 0.5, -0.01], "from_prior": [80.0, 40.0, 20.0]}
+    errors = {"from_posterior": [0.2, 0.1, 0.02], "from_prior": [1.0, 1.0, 1.0]}
+    figure = figures.proposals([1, 10, 100], below, errors)
+    rendered(figure)
+    axes = figure.axes[0]
+    for (line, _, (bars,)), name in zip(axes.containers, ("from_prior", "from_posterior"), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), below[name])
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_allclose(np.ptp(ends, axis=1), 4 * np.array(errors[name]))
+    assert np.isfinite(axes.transData.transform([(100, -0.01)])).all() and axes.get_ylim()[0] < -0.01
+    assert "± 2 standard errors" in texts(figure)
+
+
+def test_classes_are_rows_with_their_names():
+    images = random_images(2, 10, 8, 8, 1)
+    figure = figures.classes(images, ["cat", "dog"])
+    expected = colours(images)
+    np.testing.assert_array_equal(cell_pixels(figure, expected, (figures.WIDTH - 0.75) / 10), expected)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["cat", "dog"]
+    assert figure.axes[0].get_ylabel() == "class"
 
 
 def test_save_writes_all_or_nothing(tmp_path, monkeypatch):

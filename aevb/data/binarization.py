@@ -156,10 +156,12 @@ def _check_whole(examples: np.ndarray | RandomAccess, binarization: str, support
         )
     if is_bytes:
         return
-    scale, most, words = (255, 255, "levels k / 255") if support == "levels" else (1, 2**24, "counts 0, 1, 2, ...")
+    levels = support == "levels"  # which float32 rounds, where counts are exact
+    scale, most, words = (255, 255, "levels k / 255") if levels else (1, 2**24, "counts 0, 1, 2, ...")
     for block in _blocks(examples):
         whole = np.round(block * np.float32(scale))
-        wrong = ~((np.abs(block * np.float32(scale) - whole) < 1e-3) & (whole >= 0) & (whole <= most))  # NaN is wrong
+        near = np.abs(block * np.float32(scale) - whole) <= (1e-3 if levels else 0)
+        wrong = ~(near & (whole >= 0) & (whole <= most))  # NaN is wrong
         if wrong.any():
             raise InputError(
                 f"{what} holds {block[wrong][0]:.6g}, and the likelihood has a mass for {words} only: rescale or round "

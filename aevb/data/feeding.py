@@ -24,7 +24,7 @@ class Fed(NamedTuple):
 
     Attributes:
       stored: `[..., *event]`, uint8 or float32.
-      label: int32 `[...]`, or None.
+      label: a class, int32 `[...]`, or a vector, float32 `[..., k]`; or None.
       example_id: the index in the split, int32 `[...]`.
     """
 

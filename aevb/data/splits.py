@@ -105,6 +105,12 @@ def label_context(dataset: Dataset) -> LabelContext:
             "--config.model.context=none, or data with labels"
         )
     labels = dataset.train.labels
+    for name, split in splits.items():
+        if split.labels.shape[1:] != labels.shape[1:]:
+            raise InputError(
+                f"the labels of the {name} split of {dataset.name} are {_width(split.labels)}, those of the training "
+                f"split {_width(labels)}: a context has one width, so give all splits the same"
+            )
     if labels.ndim == 2:
         return LabelContext(labels.shape[1], classes=False)
     size = int(labels.max()) + 1
@@ -115,6 +121,10 @@ def label_context(dataset: Dataset) -> LabelContext:
                 f"the training split only 0 to {size - 1}: number the classes from 0, with each among the training data"
             )
     return LabelContext(size, classes=True)
+
+
+def _width(labels: np.ndarray) -> str:
+    return "classes" if labels.ndim == 1 else f"vectors of {labels.shape[1]}"
 
 
 def head(split: Split, num: int | None) -> Split:

@@ -168,11 +168,17 @@ def traversals(images: np.ndarray, values: np.ndarray, kl_per_dim: np.ndarray | 
     return figure
 
 
-def classes(images: np.ndarray, names: Sequence[str]) -> Figure:
-    """A row a class, the same latent down each column. Args: images, [R, C, *event]; names, of the rows."""
+def classes(images: np.ndarray, names: Sequence[str], what: str = "class") -> Figure:
+    """A row a class, the same latent down each column.
+
+    Args:
+        images: [R, C, *event].
+        names: of the rows, [R].
+        what: they are names of.
+    """
     figure, axes = _grid(images, left=0.75)
     _label_cells(axes.yaxis, names, across=False)
-    axes.set_ylabel("class", fontsize=FONT, color=INK)
+    axes.set_ylabel(what, fontsize=FONT, color=INK)
     return figure
 
 

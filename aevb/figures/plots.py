@@ -162,7 +162,7 @@ def kl_per_dim(kl: np.ndarray, active: np.ndarray) -> Figure:
     colours = np.where(active[order], BLUE, GREY)
     axes.bar(np.arange(count) + 1, kl[order], color=colours, width=0.8 if count <= 50 else 1.0)
     each = "latent dimension, largest KL first" if count <= 25 else "rank of the latent dimension by KL"
-    _style(axes, f"{each} ({kl.sum():.2f} nats in all)", "KL (nats)")
+    _style(axes, f"{each} (their sum is {kl.sum():.2f} nats)", "KL (nats)")
     if count <= 25:
         axes.set_xticks(np.arange(count) + 1, [f"{index + 1}" for index in order])
         for text, colour in zip(axes.get_xticklabels(), colours, strict=True):
@@ -218,7 +218,7 @@ def proposals(
     Args:
         num_samples: K, [N].
         below: of `from_posterior` and `from_prior`, log p(x) minus the estimate, nats, [N].
-        errors: the standard errors of these, nats, [N].
+        errors: the standard errors of these, nats, [N]; the bars are twice as long, up and down.
     """
     figure = Figure(figsize=(WIDTH, 4.0), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -226,9 +226,10 @@ def proposals(
         style = {"color": colour, "marker": "o", "markersize": 5, "capsize": 3, "label": label}
         axes.errorbar(num_samples, below[name], 2 * np.asarray(errors[name]), **style)
     axes.set_xscale("log")
-    axes.set_yscale("log", nonpositive="clip")
+    axes.set_yscale("symlog", linthresh=0.1)  # next to log p(x), an estimate may lie above it
+    axes.axhline(0, color=GREY, linewidth=1)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _style(axes, "number of draws K", "log p(x) minus its estimate (nats)")
-    axes.legend(frameon=False, fontsize=FONT, labelcolor=INK)
+    axes.legend(frameon=False, fontsize=FONT, labelcolor=INK, title="± 2 standard errors", title_fontsize=FONT - 1)
     return figure

@@ -19,12 +19,20 @@ DEAD_KL = 0.01
 COLLAPSED_INFORMATION = 0.1
 
 
-def active_units(posterior_means: np.ndarray) -> np.ndarray:
+def active_units(posterior_means: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
     """Which latent dimensions are active: `Var_x(E_q[z_j]) > 0.01`, bool `[latent]` (Burda et al., 1509.00519).
+
+    In a conditional model the variance is within a context, for the decoder knows the context without z.
 
     Args:
       posterior_means: E_q[z] of each datapoint of a split, `[N, latent]`.
+      context: what each was told, `[N, context]`, of few values, such as classes; None in a model without.
     """
+    if context is not None:
+        _, group = np.unique(context, axis=0, return_inverse=True)
+        sums = np.zeros((group.max() + 1, posterior_means.shape[1]))
+        np.add.at(sums, group.ravel(), posterior_means)
+        posterior_means = posterior_means - (sums / np.bincount(group.ravel())[:, None])[group.ravel()]
     return posterior_means.var(axis=0) > ACTIVE_VARIANCE
 
 
@@ -51,7 +59,8 @@ def code_information(
     key: jax.Array,
     to_posterior: Callable[[Any], dist.Distribution],
     outputs: Any,
-    prior: dist.Distribution,
+    to_prior: Callable[[jax.Array | None], dist.Distribution],
+    context: jax.Array | None = None,
     *,
     num_samples: int = 1,
     block: int = 10,
@@ -68,11 +77,15 @@ def code_information(
     1905.06922): by `(E[q(z | x) / q(z)] - 1) / 2N` to first order, which for a Gaussian z and x of one dimension is
     `(e^(2 I) - 1) / 2N`. An estimate near log N is a lower bound and no more.
 
+    In a conditional model all of it is given the context c: I_q(x; z | c), from the aggregate of the datapoints with
+    the same c, so N is their number, and KL(q(z | c) || p(z | c)).
+
     Args:
       key: consumed here.
       to_posterior: from the encoder's outputs of one datapoint to q(z | x), for example `vae.posterior`.
       outputs: of the encoder, each leaf `[N, ...]`, N at least 2.
-      prior: p(z), the same for all datapoints.
+      to_prior: from a context `[context]`, or None, to the prior, `vae.given(context).prior()`.
+      context: what each datapoint was told, `[N, context]`, of few values, such as classes; None in a model without.
       num_samples: draws of z a datapoint; one is enough where N is large.
       block: datapoints at once; memory grows with `block * N * latent`, and the draws are the same for each block.
 
@@ -83,19 +96,22 @@ def code_information(
     if num < 2:
         raise InputError(f"the number of datapoints is {num}, and a code tells datapoints apart: give at least 2")
 
-    def one(inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
-        index, own = inputs
+    def one(inputs: tuple[jax.Array, Any, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        index, own, own_context = inputs
         keys = jax.random.split(jax.random.fold_in(key, index), num_samples)
-        parts = jax.lax.map(lambda key: draw(key, to_posterior(own)), keys)
+        alike = jnp.ones(num, bool) if context is None else (context == own_context[None]).all(axis=-1)
+        parts = jax.lax.map(lambda key: draw(key, to_posterior(own), to_prior(own_context), alike), keys)
         return jax.tree.map(jnp.mean, parts)
 
-    def draw(key: jax.Array, posterior: dist.Distribution) -> tuple[jax.Array, jax.Array]:
+    def draw(
+        key: jax.Array, posterior: dist.Distribution, prior: dist.Distribution, alike: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         z = posterior.sample(key)
         log_each = jax.vmap(lambda other: to_posterior(other).log_prob(z))(outputs)
-        log_aggregate = logsumexp(log_each) - jnp.log(num)
+        log_aggregate = logsumexp(log_each, where=alike) - jnp.log(alike.sum())
         return posterior.log_prob(z) - log_aggregate, log_aggregate - prior.log_prob(z)
 
-    information, marginal_kl = jax.lax.map(one, (jnp.arange(num), outputs), batch_size=min(block, num))
+    information, marginal_kl = jax.lax.map(one, (jnp.arange(num), outputs, context), batch_size=min(block, num))
     parts = (information + marginal_kl, information, marginal_kl)
     return CodeInformation(*(part.mean() for part in parts), *(part.std(ddof=1) / jnp.sqrt(num) for part in parts))
 

@@ -60,8 +60,9 @@ def optimal_posterior(
 
     The decoder stays as it is. The learning rate falls to 0 along a cosine, so that the last steps average over the
     noise of the draws. The gradient is that of z alone, without the score of q (Roeder et al., 1703.09194): it has the
-    same mean, and no variance where q is the exact posterior. On linear decoders of 2 and 20 latent dimensions, from
-    N(0, I) as the start, the elbo came within 0.007 nats of the best.
+    same mean, and no variance where q is the exact posterior. On linear decoders with posterior standard deviations of
+    0.02 to 0.1, from means off by one of them and scales by 1.3, the elbo came within 0.02 nats of the best in 20
+    latent dimensions and 0.001 in 2. From N(0, I), far from a narrow posterior, a thousand steps do not arrive.
 
     Args:
       key: consumed here.
@@ -130,7 +131,7 @@ def inference_gap(
     # The same noise for both: they differ by less than two independent sets would, not at all where q is q*.
     keys = jax.random.split(key, num_samples)
     encoders, best = (log_weights(keys, x, to_posterior(each), prior, decode, block) for each in (outputs, optimal))
-    log_marginal = log_mean_exp(best)
+    log_marginal = _log_mean_exp(best)
     relative = jnp.exp(best - log_marginal)  # weights over their mean
     amortization, approximation = (best - encoders).mean(), (log_marginal - best).mean()
 
@@ -207,7 +208,7 @@ def compare_proposals(
     def estimates(key: jax.Array, proposal: dist.Distribution) -> tuple[jax.Array, jax.Array]:
         keys = jax.random.split(key, num_repeats * max(num_samples))
         each = log_weights(keys, x, proposal, prior, decode, block).reshape(num_repeats, -1)
-        logs = jnp.stack([log_mean_exp(each[:, :num]) for num in num_samples])
+        logs = jnp.stack([_log_mean_exp(each[:, :num]) for num in num_samples])
         return logs.mean(axis=1), logs.std(axis=1, ddof=1) / jnp.sqrt(num_repeats)
 
     posterior_key, prior_key = jax.random.split(key)
@@ -226,6 +227,6 @@ def log_weights(
     return jax.lax.map(one, keys, batch_size=min(block, len(keys)))
 
 
-def log_mean_exp(logs: jax.Array) -> jax.Array:
+def _log_mean_exp(logs: jax.Array) -> jax.Array:
     """`log mean exp` over the last axis."""
     return logsumexp(logs, axis=-1) - jnp.log(logs.shape[-1])

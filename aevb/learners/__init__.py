@@ -61,7 +61,8 @@ class Learner(NamedTuple):
       init: `key -> TrainState`.
       update: `(state, batch, step_key, axis_name) -> (state, metrics)`: one step. Metrics are scalars, `loss` and
         `grad_norm` among them; `axis_name` is the mapped axis to average over, None on one device.
-      support: the values that the likelihood has a density or mass for, "binary", "unit" or "real".
+      support: the values that the likelihood has a density or mass for, "binary", "unit", "real", "levels" or
+        "counts".
       has_encoder: whether its parameters hold an encoder, and with it a bound.
     """
 

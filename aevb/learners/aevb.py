@@ -11,6 +11,7 @@ import optax
 
 from aevb import bounds, models
 from aevb.data import Datapoint
+from aevb.errors import InputError
 from aevb.learners import Batch, Learner, TrainState, descend, example_keys, first_state, kl_weights, map_loss
 
 
@@ -26,19 +27,20 @@ def datapoint_bound(
     return one
 
 
-def datapoint_kl_per_dim(
+def datapoint_bound_and_kl(
     model: models.VAE, bound: bounds.BoundFn, num_samples: int = 1
-) -> Callable[[Any, Datapoint, jax.Array], jax.Array]:
-    """`(params, point, key) -> kl`: the KL of one datapoint, nats, on the draws that `datapoint_bound` makes.
+) -> Callable[[Any, Datapoint, jax.Array], tuple[bounds.Bound, jax.Array]]:
+    """`(params, point, key) -> (Bound, kl)`: `datapoint_bound`, and the KL by dimension from the same draws, nats.
 
-    Of each dimension of z, `[latent]`; `[1]`, all in one, where the posterior's dimensions depend on each other.
+    The KL is of each dimension of z, `[latent]`; `[1]`, all in one, where the posterior's dimensions depend on each
+    other.
     """
 
-    def one(params: Any, point: Datapoint, key: jax.Array) -> jax.Array:
+    def one(params: Any, point: Datapoint, key: jax.Array) -> tuple[bounds.Bound, jax.Array]:
         posterior, prior, samples = _draw(model, bound, num_samples, params, point, key)
-        if isinstance(posterior, dist.Independent):
-            return bounds.kl_per_dim(posterior, prior, samples.z)
-        return bound(samples, posterior, prior).kl[None]
+        value = bound(samples, posterior, prior)
+        factorizes = isinstance(posterior, dist.Independent)
+        return value, bounds.kl_per_dim(posterior, prior, samples.z) if factorizes else value.kl[None]
 
     return one
 
@@ -52,6 +54,42 @@ def _draw(
     reparameterized = bound is not bounds.score_function
     draws = bounds.draw(key, point.x, posterior, prior, vae.decode, num_samples, reparameterized=reparameterized)
     return posterior, prior, draws
+
+
+def _batch_bound(
+    model: models.VAE, bound: bounds.BoundFn, num_samples: int, free_bits: float
+) -> Callable[[Any, Datapoint, jax.Array, str | None], tuple[bounds.Bound, jax.Array]]:
+    """`(params, points, keys, axis_name) -> (Bound, kl)`: of each datapoint, and the KL that is weighed, `[M]`."""
+    if not free_bits:
+        whole = jax.vmap(datapoint_bound(model, bound, num_samples), in_axes=(None, 0, 0))
+        return lambda params, points, keys, _: ((each := whole(params, points, keys)), each.kl)
+    parts = jax.vmap(datapoint_bound_and_kl(model, bound, num_samples), in_axes=(None, 0, 0))
+
+    def freed(params: Any, points: Datapoint, keys: jax.Array, axis_name: str | None) -> tuple[bounds.Bound, jax.Array]:
+        each, kl = parts(params, points, keys)
+        free = free_bits * model.latent_dim / kl.shape[1]  # dimensions whose KL is one have theirs together
+        return each, kl_weights.freed(kl, free, axis_name)
+
+    return freed
+
+
+def _check_weighed(model: models.VAE, bound: bounds.BoundFn, weighed: bool, free_bits: float) -> None:
+    """Refuse to weigh a KL where the bound has none, or free bits none with a gradient.
+
+    Raises:
+      InputError: the bound is `iwae`; or free bits go with `score_function` and a pair without a closed form.
+    """
+    if bound is bounds.iwae and weighed:
+        raise InputError(
+            "the bound iwae has no KL to weigh: leave kl_weight, schedule, free bits and target as they are"
+        )
+    # At fixed draws E[grad log q] = 0: without the score, a KL estimated from them would be free altogether.
+    pair = model.posterior, model.prior, model.latent_dim, model.context_dim
+    if free_bits and bound is bounds.score_function and not models.has_closed_form_kl(*pair):
+        raise InputError(
+            f"free_bits is {free_bits:g}, and with the score function the KL of each dimension needs a closed form, "
+            "which this posterior and prior lack: use the bound sgvb_a, or no free bits"
+        )
 
 
 def learner(
@@ -69,8 +107,9 @@ def learner(
 ) -> Learner:
     """Maximise the bound over encoder and decoder together.
 
-    `loss = -(1/N) [N/M sum_i (log_likelihood_i - beta_t kl_i) + log p(theta)]`, nats per datapoint, with
-    `beta_t = kl_weight * kl_schedule(t)`. The metrics are of the bound itself, at beta = 1, whatever is trained.
+    `loss = -(1/N) [N/M sum_i (log_likelihood_i - beta_t kl_i + excess_i) + log p(theta)]`, nats per datapoint, with
+    `beta_t = kl_weight * kl_schedule(t)` and the excess of `bounds.iwae` over the elbo. With free bits,
+    `kl_weights.freed` stands for the KL. The metrics are of the bound itself, at beta = 1, whatever is trained.
 
     Args:
       model: a VAE.
@@ -79,7 +118,8 @@ def learner(
       num_samples: draws of z a datapoint.
       kl_weight: beta, at least 0; carried in the state's hyperparameters.
       kl_schedule: from the step to a factor in [0, 1]; none is 1 always.
-      free_bits: nats a latent dimension that the KL may have for nothing, see `kl_weights.freed`.
+      free_bits: nats a latent dimension that the KL may have for nothing, see `kl_weights.freed`; a posterior whose
+        dimensions depend on each other has as many for them all together.
       log_likelihood_target: nats per datapoint to hold by moving beta, which starts at `kl_weight`, see
         `kl_weights.adapt`; None leaves beta alone.
       adaptation_rate: of log beta, a nat and step.
@@ -89,10 +129,14 @@ def learner(
     Returns:
       A `Learner` whose metrics are `elbo`, `log_likelihood`, `kl` (nats per datapoint, beta = 1), `loss` (what was
       minimised), `kl_weight` and `grad_norm`; for `bounds.iwae` `iwae_bound`, too.
+
+    Raises:
+      InputError: the KL is weighed where the bound has none that could be.
     """
     adaptive = log_likelihood_target is not None
-    batch_bound = jax.vmap(datapoint_bound(model, bound, num_samples), in_axes=(None, 0, 0))
-    batch_kl = jax.vmap(datapoint_kl_per_dim(model, bound, num_samples), in_axes=(None, 0, 0))
+    weighed = kl_weight != 1 or kl_schedule is not None or free_bits != 0 or adaptive
+    _check_weighed(model, bound, weighed, free_bits)
+    batch_bound = _batch_bound(model, bound, num_samples, free_bits)
 
     def init(key: jax.Array) -> TrainState:
         hyperparameters = {"kl_weight": kl_weight}
@@ -103,15 +147,12 @@ def learner(
     def loss_fn(
         params: dict, batch: Batch, keys: jax.Array, beta: jax.Array, axis_name: str | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        each = batch_bound(params, batch.points, keys)
-        weighed = each.kl
-        if free_bits:  # the draws are those of the bound, and XLA makes them once
-            weighed = kl_weights.freed(batch_kl(params, batch.points, keys), free_bits, axis_name)
-        objective = each.log_likelihood + each.excess - beta * weighed
+        each, kl = batch_bound(params, batch.points, keys, axis_name)
         mean = jax.tree.map(jnp.mean, each)
         metrics = {"elbo": mean.elbo, "log_likelihood": mean.log_likelihood, "kl": mean.kl, "kl_weight": beta}
         if bound is bounds.iwae:
             metrics["iwae_bound"] = mean.value
+        objective = each.log_likelihood + each.excess - beta * kl
         return map_loss(objective, models.generative(params), weight_prior_examples), metrics
 
     def update(

@@ -83,8 +83,10 @@ def learner(
       `elbo - weight_kl / N`), `loss` and `grad_norm`.
 
     Raises:
-      InputError: `init_weight_scale` is not above 0.
+      InputError: `init_weight_scale` is not above 0, or the bound is `iwae`.
     """
+    if bound is bounds.iwae:
+        raise InputError("the bound iwae is climbed by the learner aevb only: use sgvb_b or sgvb_a")
     if not init_weight_scale > 0:
         raise InputError(f"init_weight_scale is {init_weight_scale}: a standard deviation must be above 0")
     one_bound = datapoint_bound(model, bound, num_samples)

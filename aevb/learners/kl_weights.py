@@ -36,7 +36,8 @@ def adapt(hyperparameters: dict[str, jax.Array], log_likelihood: jax.Array, rate
     """The next beta of a constrained optimisation: the lowest KL at a given log-likelihood (Rezende & Viola, 2018).
 
     `log beta += rate * (average - target)`: beta is the inverse of the multiplier of the constraint that
-    `E[log_likelihood] >= target`, so it falls while reconstructions are worse, and rises once they are better.
+    `E[log_likelihood] >= target`, so it falls while reconstructions are worse, and rises once they are better. The
+    difference is cut at 10 nats a step, and beta stays between 1e-6 and 1e6.
 
     Args:
       hyperparameters: `first_adaptive`, or what the last step made of it.
@@ -57,8 +58,8 @@ def freed(kl_per_dim: jax.Array, free_bits: float, axis_name: str | None) -> jax
     devices: a dimension below `free_bits` has no gradient.
 
     Args:
-      kl_per_dim: `[M, latent]`.
-      free_bits: nats a dimension.
+      kl_per_dim: `[M, latent]`, or `[M, 1]` of all dimensions together.
+      free_bits: nats a column of it.
       axis_name: the mapped axis of devices, None on one.
     """
     paid = jax.lax.stop_gradient(device_mean(kl_per_dim.mean(axis=0), axis_name)) > free_bits

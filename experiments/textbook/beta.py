@@ -55,8 +55,8 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     workdir.write_csv(folder / "beta.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
     figures.save(draw.beta(rows, floor), folder / "beta.png")
-    shown = {f"β = {beta:g}": samples[:SHOWN] for beta, (_, samples) in zip(BETAS, measured, strict=True)}
-    figures.save(figures.classes(np.stack(list(shown.values())), list(shown)), folder / "beta_samples.png")
+    shown = figures.classes(np.stack([each[:SHOWN] for _, each in measured]), [f"{beta:g}" for beta in BETAS], "β")
+    figures.save(shown, folder / "beta_samples.png")
     print((folder / "beta.csv").read_text())
     print(f"a Fréchet distance of {floor:.2f} is between training and test images")
 

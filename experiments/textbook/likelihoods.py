@@ -21,7 +21,7 @@ CONFIGS = "experiments/configs/"
 RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "vae": ("vae.py:mnist", ()),
     "full_covariance": ("vae.py:mnist", ("model.posterior=full_gaussian",)),
-    "cvae": ("cvae.py:mnist", ()),
+    "cvae_given_label": ("cvae.py:mnist", ()),
     "burda_vae_1": ("burda.py:mnist,sgvb_b,1", ()),
     "burda_vae_5": ("burda.py:mnist,sgvb_b,5", ()),
     "burda_iwae_5": ("burda.py:mnist,iwae,5", ()),

@@ -135,6 +135,8 @@ GREY_BYTES = np.uint8([[0, 255], [128, 0]])
         (GREY_BYTES, "none", "binary", r"mine has grey values, .*choose --config\.data\.binarization"),
         (np.uint8([[0, 1]]), "none", "binary", r"grey values"),  # a byte of 1 stands for 1/255
         (np.float32([[0, 0.5]]), "none", "binary", r"grey values"),
+        (np.float32([[3, 3.0005]]), "none", "counts", r"mine holds 3\.0005, and the likelihood has a mass for counts"),
+        (np.float32([[0.2, 0.201]]), "none", "levels", r"mine holds 0\.201, and the likelihood has a mass for levels"),
     ],
 )
 def test_values_without_a_density_are_refused(wrap, examples, name, support, message):
@@ -153,6 +155,8 @@ def test_values_without_a_density_are_refused(wrap, examples, name, support, mes
         (np.uint8([[0, 255]]), "none", "binary"),
         (np.float32([[0, 1]]), "none", "binary"),
         (np.zeros((0, 3), np.float32), "none", "binary"),
+        (np.float32([[0, 3, 2**24]]), "none", "counts"),
+        (np.arange(256, dtype="float32")[None] / 255, "none", "levels"),
     ],
 )
 def test_values_with_a_density_are_taken(wrap, examples, name, support):

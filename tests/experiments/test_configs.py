@@ -77,7 +77,12 @@ def test_every_key_is_read_by_one_module(monkeypatch: pytest.MonkeyPatch, tmp_pa
     others = [
         load("optimizer.schedule=piecewise", "model.likelihood=gaussian"),
         load("bound.kl_schedule=cyclical", "bound.kl_warmup_steps=2", "bound.kl_cycle_steps=3"),
-        load("bound.kl_schedule=adaptive", "model.likelihood=logistic_mixture", "data.binarization=none"),
+        load(
+            "bound.kl_schedule=adaptive",
+            "bound.log_likelihood_target=-90",
+            "model.likelihood=logistic_mixture",
+            "data.binarization=none",
+        ),
         load("optimizer.name=adagrad", *MCEM),
         load("optimizer.name=adamw"),
     ]

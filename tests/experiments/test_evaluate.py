@@ -6,11 +6,12 @@ import os
 import pathlib
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_configs import load
 
-from aevb import training
+from aevb import data, models, training
 from aevb.errors import NonFiniteError
 from experiments import build, evaluate
 
@@ -62,6 +63,18 @@ def test_bits_per_dim():
     run = build.build(load("model.likelihood=gaussian", "data.binarization=none"))
     density = evaluate.bits_per_dim(run, run.split("test"), 64 * math.log(2))["bits_per_dim"]
     assert (mass, density) == pytest.approx((1, 1 + math.log2(255)))
+
+
+@pytest.mark.parametrize("logit", [0.0, 5.0, -20.0, -100.0])
+def test_bits_of_a_continuous_bernoulli_are_of_a_mass_that_sums_to_one(logit):
+    """A row of images a level: the masses that the bits imply add up to 1, to the curvature within a level."""
+    run = build.build(load("model.likelihood=continuous_bernoulli", "data.binarization=none"))
+    likelihood, masses = models.ContinuousBernoulli()(jnp.full((1, 1), logit)), []
+    for level in range(256):
+        split = data.Split(np.full((1, 8, 8, 1), level, np.uint8), None)
+        nll = -64 * float(likelihood.log_prob(jnp.full((1,), level / 255)))
+        masses.append(2 ** -evaluate.bits_per_dim(run, split, nll)["bits_per_dim"])
+    assert sum(masses) == pytest.approx(1, abs=0.02)
 
 
 def test_not_finite():

@@ -25,7 +25,7 @@ PRIOR = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
 
 @functools.partial(quick_jit, static_argnames=("num_samples", "block"))
 def information(key, outputs, **options):
-    return code_information(key, models.DiagonalGaussian(), outputs, PRIOR, **options)
+    return code_information(key, models.DiagonalGaussian(), outputs, lambda _: PRIOR, **options)
 
 
 def test_a_unit_is_active_when_its_mean_varies_by_more_than_a_hundredth():
@@ -48,7 +48,7 @@ def test_five_codes_of_one_dimension_against_quadrature(family):
     @jax.vmap
     def one(key):
         return code_information(
-            key, lambda output: make(output[:1], output[1:]).to_event(1), outputs, prior, num_samples=100
+            key, lambda output: make(output[:1], output[1:]).to_event(1), outputs, lambda _: prior, num_samples=100
         )
 
     got = one(jax.random.split(jax.random.key(0), 100))
@@ -84,7 +84,7 @@ def test_of_a_linear_gaussian_model_it_is_the_closed_form_and_the_standard_error
         means = jnp.float32(np.sqrt(1 - 1 / precision))[None] * jax.random.normal(data_key, (num, 2))
         log_variances = jnp.broadcast_to(jnp.float32(-np.log(precision)), (num, 2))
         outputs = jnp.stack([means, log_variances], axis=1)
-        return code_information(draw_key, models.DiagonalGaussian(), outputs, PRIOR)
+        return code_information(draw_key, models.DiagonalGaussian(), outputs, lambda _: PRIOR)
 
     got = one(jax.random.split(jax.random.key(1), repeats))  # a new data set for each
     exact, bias = 0.5 * np.log(precision).sum(), (precision.prod() - 1) / (2 * num)
@@ -106,9 +106,8 @@ def test_a_correlated_code_has_the_closed_form_too():
     x = np.random.default_rng(0).normal(size=(2000, 2))
     rest = np.broadcast_to([root[1, 0], np.log(root[0, 0]), np.log(root[1, 1])], (2000, 3))
     outputs = jnp.float32(np.concatenate([x @ a.T, rest], axis=1))
-    got = quick_jit(functools.partial(code_information, to_posterior=FullGaussian(), prior=PRIOR, block=100))(
-        jax.random.key(2), outputs=outputs
-    )
+    options = {"to_posterior": FullGaussian(), "to_prior": lambda _: PRIOR, "block": 100}
+    got = quick_jit(functools.partial(code_information, **options))(jax.random.key(2), outputs=outputs)
     expected = {
         "mutual_information": 0.5 * (np.linalg.slogdet(aggregate)[1] - np.linalg.slogdet(noise)[1]),
         "marginal_kl": 0.5 * (np.trace(aggregate) - 2 - np.linalg.slogdet(aggregate)[1]),
@@ -116,6 +115,30 @@ def test_a_correlated_code_has_the_closed_form_too():
     expected["kl"] = sum(expected.values())
     for name, value in expected.items():
         assert abs(getattr(got, name) - value) < 4 * getattr(got, f"{name}_stderr") < 0.2, name
+
+
+def test_what_a_code_says_beside_its_context():
+    """Of two classes, each with two codes far apart: log 4 nats in all, log 2 beside the class, which is known."""
+    means = jnp.float32([[0, 0], [100, 0], [0, 100], [100, 100]])
+    context = jnp.float32([[1, 0], [1, 0], [0, 1], [0, 1]])  # says the second number
+    outputs = jnp.stack([means, jnp.zeros((4, 2))], axis=1)
+
+    def prior(context):
+        return dist.Normal(jnp.stack([50.0, 100 * context[1]]), jnp.float32([50, 1])).to_event(1)
+
+    def run(outputs, context, to_prior):
+        return code_information(jax.random.key(3), models.DiagonalGaussian(), outputs, to_prior, context, num_samples=9)
+
+    inside = quick_jit(functools.partial(run, to_prior=prior))(outputs, context)
+    np.testing.assert_allclose(inside.mutual_information, np.log(2), rtol=1e-6)
+    # The second dimension costs nothing; the first is N(0 or 100, 1) against N(50, 50^2).
+    expected = np.log(50) + (1 + 50**2) / (2 * 50**2) - 0.5
+    assert abs(inside.kl - expected) < 4 * inside.kl_stderr + 1e-3
+    np.testing.assert_allclose(inside.kl, inside.mutual_information + inside.marginal_kl, rtol=1e-5)
+    whole = quick_jit(functools.partial(run, to_prior=lambda _: PRIOR))(outputs, None)
+    np.testing.assert_allclose(whole.mutual_information, np.log(4), rtol=1e-6)
+    np.testing.assert_array_equal(active_units(np.asarray(means), np.asarray(context)), [True, False])
+    np.testing.assert_array_equal(active_units(np.asarray(means)), [True, True])
 
 
 def test_codes_far_apart_have_log_n_nats_and_equal_ones_none():
@@ -138,7 +161,7 @@ def test_the_block_changes_nothing():
 def test_ten_thousand_datapoints_of_fifty_dimensions_fit_in_memory():
     prior = dist.Normal(jnp.zeros(50), jnp.ones(50)).to_event(1)
     outputs = jax.ShapeDtypeStruct((10_000, *FullGaussian().output_shape(50)), jnp.float32)
-    program = quick_jit(functools.partial(code_information, to_posterior=FullGaussian(), prior=prior))
+    program = quick_jit(functools.partial(code_information, to_posterior=FullGaussian(), to_prior=lambda _: prior))
     compiled = program.lower(jax.random.key(7), outputs=outputs).compile()
     # All pairs at once would be 20 GB; the posteriors themselves are 100 MB.
     assert compiled.memory_analysis().temp_size_in_bytes < 5e8

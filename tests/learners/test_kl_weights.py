@@ -10,7 +10,10 @@ import optax
 import pytest
 from scipy import optimize
 
+from aevb import bounds, models
+from aevb.errors import InputError
 from aevb.learners import Batch, aevb, kl_weights
+from aevb.networks import MLP
 
 XS = np.random.default_rng(1).normal(size=(4, lg.SIZE))
 PLACES = jnp.arange(4, dtype=jnp.int32)
@@ -55,6 +58,50 @@ def test_the_objective_with_free_bits(free_bits):
     np.testing.assert_allclose(metrics["loss"], -(metrics["log_likelihood"] - 2 * weighed), rtol=1e-5)
     np.testing.assert_allclose(metrics["kl"], kl_per_dim.sum(1).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["elbo"], metrics["log_likelihood"] - metrics["kl"], rtol=1e-5)
+
+
+def affine(posterior):
+    network, likelihood = functools.partial(MLP, hidden=()), models.Gaussian(scale=1.0)
+    return models.vae((lg.SIZE,), 2, network=network, posterior=posterior, likelihood=likelihood)
+
+
+def stepped(model, params, **options):
+    """The parameters after one step of plain gradient descent, and its metrics."""
+    learner = aevb.learner(model, optax.sgd(1.0), **options)
+    state = learner.init(jax.random.key(0)).replace(params=params)
+    state, metrics = jax.jit(learner.update)(state, BATCH, jax.random.key(1))
+    return state.params, metrics
+
+
+def test_a_kl_estimated_from_draws_has_its_gradient_with_free_bits():
+    """Where every dimension costs more than is free, free bits change nothing but the loss's place."""
+    model = affine(models.FactorizedPosterior("laplace"))
+    params = models.init(model, jax.random.key(3))
+    params["encoder"]["output"]["bias"] += 1.0  # away from the prior in every dimension
+    (plain, _), (free, _) = (
+        stepped(model, params, bound=bounds.sgvb_a, free_bits=free_bits, num_samples=50) for free_bits in (0.0, 0.01)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), free, plain)
+    with pytest.raises(InputError, match=r"free_bits is 0\.01, and with the score function"):
+        aevb.learner(model, optax.sgd(1.0), bound=bounds.score_function, free_bits=0.01)
+
+
+def test_a_posterior_of_full_covariance_has_the_free_bits_of_all_its_dimensions():
+    model = affine(models.FullGaussian())
+    params = models.init(model, jax.random.key(3))
+    _, metrics = stepped(model, params, free_bits=50.0)
+    np.testing.assert_allclose(metrics["loss"], -(metrics["log_likelihood"] - 2 * 50.0), rtol=1e-5)
+    _, metrics = stepped(model, params, free_bits=1e-6)
+    np.testing.assert_allclose(metrics["loss"], -metrics["elbo"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kl_weight": 2.0}, {"free_bits": 0.1}, {"kl_schedule": lambda step: 1.0}, {"log_likelihood_target": -3.0}],
+)
+def test_the_importance_weighted_bound_has_no_kl_to_weigh(options):
+    with pytest.raises(InputError, match="the bound iwae has no KL to weigh"):
+        aevb.learner(lg.MODEL, optax.sgd(1.0), bound=bounds.iwae, **options)
 
 
 def log_likelihood_at(beta: float) -> float:

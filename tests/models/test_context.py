@@ -101,6 +101,13 @@ def test_labels_become_contexts():
         (None, None, "the train split of mine has no labels"),
         (np.int32([0, 1, 1, 0]), None, "the test split of mine has no labels"),
         (np.int32([0, 1, 1, 0]), np.int32([0, 1, 5, 0]), "labels from 0 to 5, but the training split only 0 to 1"),
+        (
+            np.ones((4, 5), "float32"),
+            np.ones((4, 3), "float32"),
+            "vectors of 3, those of the training split vectors of 5",
+        ),
+        (np.ones((4, 5), "float32"), np.int32([0, 1, 1, 0]), "are classes, those of the training split vectors of 5"),
+        (np.int32([0, 1, 1, 0]), np.ones((4, 5), "float32"), "are vectors of 5, those of the training split classes"),
     ],
 )
 def test_labels_that_make_no_context_are_refused(train, test, words):

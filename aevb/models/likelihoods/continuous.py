@@ -57,6 +57,8 @@ class _LocationScale(nn.Module):
     def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(self.scale, str) and self.scale != "shared":
             raise InputError(f"scale is {self.scale!r}: give a number, 'shared', or None for one an element")
+        if self.learns_scale and not self.min_scale > 0:
+            raise InputError(f"min_scale is {self.min_scale}: a learned scale needs a floor above 0")
         return (*event_shape, 2 if self.scale is None else 1)
 
     def __call__(self, outputs: jax.Array) -> dist.Distribution:

@@ -103,6 +103,14 @@ def test_a_shared_scale_is_one_generative_parameter_and_starts_at_one():
     np.testing.assert_array_equal(distribution.base_dist.scale, np.ones((2, 3)))
 
 
+@pytest.mark.parametrize("make", [models.Gaussian, models.Laplace])
+@pytest.mark.parametrize("scale", [None, "shared"])
+def test_a_learned_scale_without_a_floor_is_refused(make, scale):
+    with pytest.raises(InputError, match=r"min_scale is 0\.0: a learned scale needs a floor"):
+        make(scale=scale, min_scale=0.0).output_shape((3,))
+    make(scale=0.5, min_scale=0.0).output_shape((3,))
+
+
 def test_another_word_than_shared_is_refused():
     with pytest.raises(InputError, match="scale is 'learned': give a number, 'shared', or None"):
         models.vae((4,), 2, likelihood=Laplace(scale="learned"))

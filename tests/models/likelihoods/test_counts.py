@@ -63,7 +63,7 @@ def test_masses_are_scipys_and_sum_to_one(likelihood):
     np.testing.assert_allclose(got[:100], expected[:100], rtol=1e-4, atol=1e-12)
 
 
-@pytest.mark.parametrize("likelihood", [Poisson(), ZeroInflatedNegativeBinomial()])
+@pytest.mark.parametrize("likelihood", [Poisson(), NegativeBinomial(), ZeroInflatedNegativeBinomial()])
 def test_draws_have_the_mean_of_the_mass_and_its_zeros(likelihood):
     num, (mass, mean, variance) = 2000, scipys(likelihood, OUTPUTS)
 

@@ -19,6 +19,7 @@ from experiments import build, cli, evaluate, workdir
 from experiments.build import Run
 
 Arrays = dict[str, np.ndarray]
+MOST_CLASSES = 50  # rows that a picture can hold
 
 
 class Artist:
@@ -123,11 +124,11 @@ def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:
 
 
 def classes(artist: Artist, num: int) -> tuple[Any, Arrays]:
-    """A row a class and `num` columns, each of one draw u of a latent's place in the prior, decoded for every class."""
+    """A row a class, up to 50, and `num` columns, each of one draw u of a latent's place in the prior."""
     from aevb import figures
 
     u = np.asarray(jax.random.uniform(artist.key, (num, artist.run.model.latent_dim), minval=2.0**-24))
-    contexts = artist.contexts_of(np.arange(artist.run.context.size))
+    contexts = artist.contexts_of(np.arange(min(artist.run.context.size, MOST_CLASSES)))
     z = np.stack([artist.prior_quantiles(u, context) for context in contexts])
     arrays = {"z": z, "context": contexts, "mean": artist.decode(z, contexts[:, None])}
     return figures.classes(arrays["mean"], [str(i) for i in range(len(z))]), arrays

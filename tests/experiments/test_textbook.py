@@ -34,9 +34,8 @@ def test_every_beta_has_a_run():
 def test_burdas_learning_rates():
     config = settings.load("experiments/configs/burda.py:mnist,iwae,5", [])
     assert (config.bound.name, config.bound.num_samples) == ("iwae", 5)
-    num_steps = config.train.num_epochs * 60_000 / config.train.batch_size
-    lengths = np.diff([0, *config.optimizer.boundaries, num_steps])
-    np.testing.assert_allclose(lengths[1:] / lengths[:-1], 3, rtol=0.02)
+    ends = np.array([*config.optimizer.boundaries, 3280 * 3000])  # of 60,000 images in batches of 20
+    np.testing.assert_array_equal(np.diff([0, *ends]), 3000 * 3 ** np.arange(8))
     np.testing.assert_allclose(np.prod(config.optimizer.scales), 0.1)
 
 

@@ -128,10 +128,21 @@ class Run:
         """`map_examples` over a split of this run, `batches` times the config's batch at once."""
         return map_examples(fn, self.preprocess[name], batches * self.eval_batch_size)
 
+    @property
+    def curve_bound(self) -> bounds.BoundFn:
+        """What is measured of a split during training: the elbo, and what `iwae` has above it where that is trained."""
+        return bounds.iwae if self.facts["bound"] == "iwae" else self.elbo
+
+    @property
+    def curve_samples(self) -> int:
+        """Draws of z a datapoint for it."""
+        return self.config.bound.num_samples if self.curve_bound is bounds.iwae else 1
+
     @functools.cache  # noqa: B019, a run lives as long as its process
     def bound_of_split(self, name: str) -> Callable:
-        """`map_examples` of the elbo, compiled once a split."""
-        return self.map_split(aevb_learner.datapoint_bound(self.model, self.elbo), name, batches=10)
+        """`map_examples` of `curve_bound`, compiled once a split."""
+        one = aevb_learner.datapoint_bound(self.model, self.curve_bound, self.curve_samples)
+        return self.map_split(one, name, batches=10)
 
     @property
     def eval_batch_size(self) -> int:
@@ -152,7 +163,7 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
     config = choices.fill_in(config, num_steps)
     context = make_context(config, dataset)
     model = choices.make_model(config.model, dataset.event_shape, context.size if context else 0)
-    choices.check_bound(config, model)
+    choices.check_bound(config, model, num_steps)
     for name in SPLITS:
         binarization.check_values(
             getattr(dataset, name).examples,

@@ -92,6 +92,8 @@ def check(config: ConfigDict) -> None:
     for key in ("seed", "data.seed"):
         if not 0 <= flat[key] < 2**32:
             raise InputError(f"config.{key} is {flat[key]}: it must be a whole number from 0 to 2**32 - 1")
+    if not flat["model.channels"]:
+        raise InputError("config.model.channels is (): give at least one number of channels")
     for key, least in (("model.hidden", 1), ("model.channels", 1), ("optimizer.boundaries", 0)):
         if not all(isinstance(item, int) and item >= least for item in flat[key]):
             raise InputError(f"config.{key} is {flat[key]}: it must be a list of whole numbers, each at least {least}")
@@ -125,6 +127,11 @@ def _check_pairs(flat: dict[str, Any]) -> None:
         )
     reads = {name: tuple(f"model.{key}" for key in keys) for name, (_, _, keys) in choices.NETWORKS.items()}
     _refuse_unread(flat, reads, flat["model.network"], "the network")
+    reads = {name: tuple(f"model.{key}" for key in keys) for name, (_, keys) in choices.LIKELIHOODS.items()}
+    _refuse_unread(flat, reads, flat["model.likelihood"], "the likelihood")
+    if flat["model.likelihood"] in ("gaussian", "laplace"):
+        reads = {"fixed": ("model.fixed_scale",), "learned": ("model.min_scale",), "shared": ("model.min_scale",)}
+        _refuse_unread(flat, reads, flat["model.scale"], "the scale")
     if "negative_binomial" in flat["model.likelihood"] and flat["model.scale"] == "fixed":
         raise InputError(
             f"config.model.scale is fixed, but {flat['model.likelihood']} learns its dispersion: set it to learned or "

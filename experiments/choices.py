@@ -39,16 +39,21 @@ PRIORS: Mapping[str, Callable[[int], nn.Module]] = {
     "conditional_gaussian": models.ConditionalGaussian,
     **{family: functools.partial(models.FactorizedPrior, family) for family in models.FAMILIES},
 }
-LIKELIHOODS: Mapping[str, Callable[[ConfigDict], nn.Module]] = {
-    "bernoulli": lambda model: models.Bernoulli(),
-    "continuous_bernoulli": lambda model: models.ContinuousBernoulli(),
-    "gaussian": lambda model: models.Gaussian(**location_scale(model)),
-    "laplace": lambda model: models.Laplace(**location_scale(model)),
-    "categorical": lambda model: models.Categorical(),
-    "logistic_mixture": lambda model: models.DiscretizedLogisticMixture(model.num_components),
-    "poisson": lambda model: models.Poisson(),
-    "negative_binomial": lambda model: models.NegativeBinomial(model.scale == "shared"),
-    "zero_inflated_negative_binomial": lambda model: models.ZeroInflatedNegativeBinomial(model.scale == "shared"),
+_LOCATION_SCALE = ("scale", "fixed_scale", "min_scale", "sigmoid_mean")
+# With the keys of config.model that each reads.
+LIKELIHOODS: Mapping[str, tuple[Callable[[ConfigDict], nn.Module], tuple[str, ...]]] = {
+    "bernoulli": (lambda model: models.Bernoulli(), ()),
+    "continuous_bernoulli": (lambda model: models.ContinuousBernoulli(), ()),
+    "gaussian": (lambda model: models.Gaussian(**location_scale(model)), _LOCATION_SCALE),
+    "laplace": (lambda model: models.Laplace(**location_scale(model)), _LOCATION_SCALE),
+    "categorical": (lambda model: models.Categorical(), ()),
+    "logistic_mixture": (lambda model: models.DiscretizedLogisticMixture(model.num_components), ("num_components",)),
+    "poisson": (lambda model: models.Poisson(), ()),
+    "negative_binomial": (lambda model: models.NegativeBinomial(model.scale == "shared"), ("scale",)),
+    "zero_inflated_negative_binomial": (
+        lambda model: models.ZeroInflatedNegativeBinomial(model.scale == "shared"),
+        ("scale",),
+    ),
 }
 BOUNDS = {
     "sgvb_a": bounds.sgvb_a,
@@ -154,7 +159,7 @@ def make_model(keys: ConfigDict, event_shape: tuple[int, ...], context_dim: int)
         network=functools.partial(encoder, **options),
         decoder_network=functools.partial(decoder, **options),
         posterior=POSTERIORS[keys.posterior](),
-        likelihood=LIKELIHOODS[keys.likelihood](keys),
+        likelihood=LIKELIHOODS[keys.likelihood][0](keys),
         prior=PRIORS[keys.prior](keys.latent_dim),
         context_dim=context_dim,
     )
@@ -205,12 +210,24 @@ def elbo_function(model: models.VAE) -> bounds.BoundFn:
     return bounds.sgvb_b if models.has_closed_form_kl(*pair) else bounds.sgvb_a
 
 
-def check_bound(config: ConfigDict, model: models.VAE) -> None:
-    """Refuse a bound in closed form where there is none.
+def check_bound(config: ConfigDict, model: models.VAE, num_steps: int) -> None:
+    """Refuse a bound in closed form where there is none, and a beta that cannot get to where it should.
 
     Raises:
-      InputError: NumPyro knows no KL of this posterior from this prior.
+      InputError: NumPyro knows no KL of this posterior from this prior; beta rises for longer than the run; or its
+        target is a log-likelihood that no mass has.
     """
+    rise, target = config.bound.kl_warmup_steps, config.bound.log_likelihood_target
+    if rise > num_steps:
+        raise InputError(
+            f"config.bound.kl_warmup_steps is {rise}, but the run has {num_steps} steps, so beta would never get to "
+            "its weight: make the rise shorter or the run longer"
+        )
+    if target > 0 and model.likelihood.support in ("binary", "levels", "counts"):
+        raise InputError(
+            f"config.bound.log_likelihood_target is {target:g}, but the log-likelihood of a mass is below 0: give the "
+            "nats per datapoint to hold, below 0"
+        )
     if names(config)["bound"] == "sgvb_b" and not models.has_closed_form_kl(
         model.posterior, model.prior, model.latent_dim, model.context_dim
     ):

@@ -36,7 +36,9 @@ INFORMATION_EXAMPLES = 2000  # that the code is asked to tell apart; the time gr
 
 
 def split_bound(run: Run, params: Any, name: str, max_examples: int | None = None) -> dict[str, Any]:
-    """The trained bound at beta = 1 over a split, one draw a datapoint, the same draws each time; nats per datapoint.
+    """The bound at beta = 1 over a split, the same draws each time; nats per datapoint.
+
+    It is the elbo, of one draw a datapoint; where `iwae` is trained, that bound stands beside it, of its own k draws.
 
     Raises:
       NonFiniteError: the bound of a datapoint is not finite.
@@ -49,7 +51,8 @@ def split_bound(run: Run, params: Any, name: str, max_examples: int | None = Non
         "elbo_stderr": standard_error(each.elbo),
         "log_likelihood": float(each.log_likelihood.mean(dtype=np.float64)),
         "kl": float(each.kl.mean(dtype=np.float64)),
-        "num_samples": 1,
+        **({"iwae_bound": float(each.value.mean(dtype=np.float64))} if run.curve_bound is bounds.iwae else {}),
+        "num_samples": run.curve_samples,
         "num_examples": len(each.kl),
     }
 
@@ -168,10 +171,15 @@ def evaluate(
         disable=not sys.stderr.isatty(),
     )
     each = training.collect(batches)
+    chains = {}
     if estimator != "importance":
         check_chains(each)
-        each = each._asdict()
+        chains, each = chain_numbers(each._asdict()), each._asdict()
     check_finite(each["log_marginal"], f"the evaluation of the {split_name} split")
+    told = each
+    if chains and run.learner.has_encoder:  # the bound and the code are of the encoder, whatever estimates log p(x)
+        mapped = run.map_split(importance(run, KL_SAMPLES), split_name)
+        told = training.collect(mapped(params, split, run.split_key(split_name)))
     nll = -each["log_marginal"]
     mean_nll = float(nll.mean(dtype=np.float64))
     return {
@@ -182,7 +190,8 @@ def evaluate(
         "estimator": f"{num_samples:,} {words}",
         "learner": run.facts["learner"],
         "weights": run.facts["weights"],
-        **(bound_numbers(run, params, each) if estimator == "importance" else chain_numbers(each)),
+        **(bound_numbers(run, params, told) if run.learner.has_encoder else {}),
+        **chains,
         "nll": mean_nll,
         "nll_stderr": standard_error(nll),
         **bits_per_dim(run, split, mean_nll),

@@ -41,6 +41,9 @@ class Artist:
         self.key = run.draw_key
         self.label = label
         check_label(run, label)
+        self.white = 1.0
+        if run.model.likelihood.support == "counts" and len(run.model.event_shape) > 1:
+            self.white = max(float(np.max(run.dataset.train.examples[:1000])), 1.0)
         self._decode = jax.jit(jax.vmap(self._decode_one, (None, 0, 0)))
         self._encode = run.map_split(self._encode_one, self.split_name)
 
@@ -77,6 +80,10 @@ class Artist:
         prior = self.given(context).prior()
         u = np.broadcast_to(u.reshape(len(u), -1), (len(u), self.run.model.latent_dim))
         return np.asarray(jax.vmap(prior.base_dist.icdf)(jnp.asarray(u, jnp.float32)))
+
+    def shown(self, x: np.ndarray) -> np.ndarray:
+        """x in units of a picture's white: 1, or of images of counts the most that there is in the training data."""
+        return x / self.white
 
     def encode(self, num: int) -> Arrays:
         """The first `num` datapoints and their contexts, with the mean and KL per dimension of their posteriors."""
@@ -120,7 +127,7 @@ def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:
     contexts, keys = artist.contexts(num), jax.random.split(artist.key, num)
     z = np.asarray(jax.vmap(lambda context, key: artist.given(context).prior().sample(key))(contexts, keys))
     arrays = {"z": z, "context": contexts, "mean": artist.decode(z, contexts)}
-    return figures.samples(arrays["mean"]), arrays
+    return figures.samples(artist.shown(arrays["mean"])), arrays
 
 
 def classes(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -131,7 +138,7 @@ def classes(artist: Artist, num: int) -> tuple[Any, Arrays]:
     contexts = artist.contexts_of(np.arange(min(artist.run.context.size, MOST_CLASSES)))
     z = np.stack([artist.prior_quantiles(u, context) for context in contexts])
     arrays = {"z": z, "context": contexts, "mean": artist.decode(z, contexts[:, None])}
-    return figures.classes(arrays["mean"], [str(i) for i in range(len(z))]), arrays
+    return figures.classes(artist.shown(arrays["mean"]), [str(i) for i in range(len(z))]), arrays
 
 
 def reconstructions(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -141,7 +148,7 @@ def reconstructions(artist: Artist, num: int) -> tuple[Any, Arrays]:
     encoded = artist.encode(num)
     arrays = {name: encoded[name] for name in ("x", "context")} | {"z": encoded["mean"]}
     arrays["mean"] = artist.decode(encoded["mean"], encoded["context"])
-    return figures.reconstructions(arrays["x"], arrays["mean"]), arrays
+    return figures.reconstructions(artist.shown(arrays["x"]), artist.shown(arrays["mean"])), arrays
 
 
 def interpolations(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -159,7 +166,7 @@ def interpolations(artist: Artist, num: int) -> tuple[Any, Arrays]:
 
     z, contexts = (None if ends is None else lines(ends) for ends in (encoded["mean"], encoded["context"]))
     arrays = {"z": z, "context": contexts, "mean": artist.decode(z, contexts)}
-    return figures.interpolations(arrays["mean"]), arrays
+    return figures.interpolations(artist.shown(arrays["mean"])), arrays
 
 
 def traversals(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -180,7 +187,10 @@ def traversals(artist: Artist, num: int) -> tuple[Any, Arrays]:
     arrays = {"z": z, "context": context, "mean": artist.decode(z, context)}
     if artist.run.learner.has_encoder:
         arrays["kl_per_dim"] = artist.encode(1000)["kl_per_dim"].mean(axis=0)
-    return figures.traversals(arrays["mean"], values, arrays.get("kl_per_dim")), arrays
+    normal = isinstance(artist.run.model.prior, models.StandardNormal)
+    places = values if normal else norm.cdf(values)
+    what = "value of the latent $z_i$" if normal else "quantile of the prior of the latent $z_i$"
+    return figures.traversals(artist.shown(arrays["mean"]), places, arrays.get("kl_per_dim"), what), arrays
 
 
 def manifold(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -194,7 +204,7 @@ def manifold(artist: Artist, num: int) -> tuple[Any, Arrays]:
     values = artist.prior_quantiles((np.arange(num) + 0.5) / num, context)
     z = np.stack(np.meshgrid(values[:, 0], values[:, 1]), axis=-1)  # z[i, j] = (values[j, 0], values[i, 1])
     arrays = {"z": z, "context": context, "mean": artist.decode(z, context)}
-    return figures.manifold(arrays["mean"]), arrays
+    return figures.manifold(artist.shown(arrays["mean"]), values), arrays
 
 
 def latents(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -230,6 +240,8 @@ WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
 }
 # What every run draws at its end.
 REPORTED = WHAT | {"kl_per_dim": (kl_per_dim, 10_000)}
+# What can be drawn for one label.
+OF_ONE_LABEL = ("samples", "traversals", "manifold")
 # What shows codes of data, which only an encoder makes.
 ENCODED = ("reconstructions", "interpolations", "latents", "kl_per_dim")
 
@@ -269,6 +281,8 @@ def main(argv: list[str]) -> None:
             "use --what=traversals, or train with --config.model.latent_dim=2"
         )
     check_label(run, flags.FLAGS.label)
+    if flags.FLAGS.label is not None and what not in OF_ONE_LABEL:
+        raise InputError(f"--label is for {', '.join(OF_ONE_LABEL)}, and {what} have labels of their own: leave it out")
     if what == "classes" and not can_draw(run, what):
         raise InputError(
             "classes are drawn by a model that was told them: train with --config.model.context=label on labelled data"

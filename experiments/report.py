@@ -28,6 +28,8 @@ CAPTIONS = {
     "Every step should itself look like data.",
     "traversals.png": "Traversals: each row moves one latent dimension and holds the others still. "
     "A row without KL should not change.",
+    "classes.png": "Classes: a row each, the same draw of the latent down each column. What a column shares is the "
+    "style that the latent holds; what a row shares is the class.",
     "manifold.png": "Manifold: the decoder over the two-dimensional prior, in equal steps of probability. "
     "Neighbours should be alike.",
     "latents.png": "Latents: posterior means of data, coloured by label if there is one. "
@@ -73,7 +75,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
         status=_status(summary, metrics),
         density=evaluation.get("density", summary.get("density", not grey)),
         headline=_headline(summary, evaluation, metrics),
-        conventions=_conventions(summary, evaluation),
+        conventions=_conventions(config, metrics, summary, evaluation) + _gap(_read_if_there(workdir / "gap.json")),
         pictures=_pictures(workdir / "figures"),
         bounds=_bounds(summary, metrics),
         settings=flatten(config),
@@ -149,7 +151,7 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
     if evaluation:
         split, samples = evaluation["split"], evaluation["estimator"]
         add(f"{split} NLL", shown("nll"), nats("nll"), samples, True)
-        add(f"{split} ELBO", shown("elbo"), nats("elbo"), _bound_name(evaluation.get("bound", "")), True)
+        add(f"{split} ELBO", shown("elbo"), nats("elbo"), "a lower bound of log p(x)", True)
         add(f"{split} KL", shown("kl"), nats("kl"), "posterior from prior")
         add("bits per dimension", shown("bits_per_dim", 3), "bits", samples, True)
         of = f"of {evaluation['latent_dim']:,}"
@@ -170,7 +172,7 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
     return tiles
 
 
-def _conventions(summary: dict, evaluation: dict) -> list[str]:
+def _conventions(config: dict, metrics: list[dict], summary: dict, evaluation: dict) -> list[str]:
     """Sentences: how the numbers were made."""
     text = [
         "Bounds are nats per datapoint. ELBO = log-likelihood − KL is a lower bound of log p(x): higher is "
@@ -191,16 +193,55 @@ def _conventions(summary: dict, evaluation: dict) -> list[str]:
         ]
     if summary:
         text += [
-            f"Trained by {_bound_name(summary['learner'])}{_trained_on(summary)} with a {summary['likelihood']} "
-            f"likelihood (binarization: {summary['binarization']}).",
+            f"Trained by {_bound_name(summary['learner'])}{_trained_on(summary, config['bound'])} with a "
+            f"{summary['likelihood']} likelihood (binarization: {summary['binarization']})" + _parts(config["model"]),
+            *_weighed(config["bound"], metrics),
             summary["splits"],
         ]
     return [sentence[0].upper() + sentence[1:].removesuffix(".") + "." for sentence in text]
 
 
-def _trained_on(summary: dict) -> str:
+def _gap(gap: dict) -> list[str]:
+    """What experiments.gap found."""
+    if not gap:
+        return []
+    parts = {
+        name: f"{_decimal(gap[name]['mean'])} ± {_decimal(gap[name]['monte_carlo_stderr'])}"
+        for name in ("log_marginal", "approximation_gap", "amortization_gap")
+    }
+    return [
+        f"The gap is that of the first {gap['num_examples']:,} {gap['split']} examples at step {gap['step']:,}, from "
+        f"{gap['num_samples']:,} draws each: log p(x) = {parts['log_marginal']} nats, approximation gap "
+        f"{parts['approximation_gap']}, amortization gap {parts['amortization_gap']}; ± is the standard error of the "
+        "draws."
+    ]
+
+
+def _trained_on(summary: dict, bound: dict) -> str:
     """The bound, where the learner climbs or measures one."""
-    return f" (bound: {_bound_name(summary['bound'])})" if summary["bound"] else ""
+    several = f", {bound['num_samples']} draws of z a datapoint" * (bound["num_samples"] > 1)
+    return f" (bound: {_bound_name(summary['bound'])}{several})" if summary["bound"] else ""
+
+
+def _parts(model: dict) -> str:
+    """What the model has in another place than a diagonal Gaussian, a standard normal, and no context."""
+    usual = {"posterior": "diagonal_gaussian", "prior": "standard_normal", "context": "none"}
+    return "".join(f", {part}: {model[part].replace('_', ' ')}" for part in usual if model[part] != usual[part])
+
+
+def _weighed(bound: dict, metrics: list[dict]) -> list[str]:
+    """How training weighed the KL, where that is not as the bound has it."""
+    schedule, weights = bound["kl_schedule"], [row["kl_weight"] for row in metrics if "kl_weight" in row]
+    free = f"{bound['free_bits']:g} nats of the KL of each latent dimension were free" if bound["free_bits"] else ""
+    if schedule == "adaptive":
+        last = f", at the end {weights[-1]:.3g}" if weights else ""
+        told = f"beta was moved to hold a log-likelihood of {_decimal(bound['log_likelihood_target'])} nats{last}"
+    elif schedule != "constant":
+        told = f"beta rose to {bound['kl_weight']:g} along a {schedule} schedule of {bound['kl_warmup_steps']:,} steps"
+    else:
+        told = f"beta was {bound['kl_weight']:g}" if bound["kl_weight"] != 1 else ""
+    told = " and ".join(part for part in (told, free) if part)
+    return [f"In training {told}; every number here is at beta = 1"] if told else []
 
 
 def _floor(evaluation: dict) -> list[str]:
@@ -216,7 +257,8 @@ def _code(evaluation: dict) -> list[str]:
     """What the code says of the data."""
     if "mutual_information" not in evaluation:
         return []
-    information, marginal = (_decimal(evaluation[name]) for name in ("mutual_information", "marginal_kl"))
+    # An estimate of what is at least 0 may lie below.
+    information, marginal = (_decimal(max(evaluation[name], 0)) for name in ("mutual_information", "marginal_kl"))
     num = evaluation["information_examples"]
     collapse = "Posterior collapse: " if evaluation["collapsed"] else ""
     return [

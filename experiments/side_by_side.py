@@ -16,7 +16,7 @@ from typing import NamedTuple
 from etils import epath
 
 from aevb.errors import InputError
-from experiments import cli, workdir
+from experiments import cli, settings, workdir
 
 
 class Training(NamedTuple):
@@ -58,7 +58,7 @@ def train(runs: Sequence[Training], root: epath.Path, num: int | None, fine: Seq
         folder, place = root / run.name, places.get()
         started = time.perf_counter()
         try:
-            if stopped or _long_enough(folder, run.num_epochs):
+            if stopped or _long_enough(folder, run):
                 return None
             with open(f"{folder}.log", "a") as log:
                 command = [sys.executable, "-m", "experiments.train", *run.arguments, f"--workdir={folder}"]
@@ -103,8 +103,26 @@ def _places(num: int | None) -> list[dict]:
     return [{} for _ in range(num or 1)]
 
 
-def _long_enough(folder: epath.Path, num_epochs: float) -> bool:
-    """Whether the run in a folder has come to an end that is not before this one."""
+def check_length(run: Training, root: epath.Path) -> None:
+    """Refuse a finished run that went on for longer than this one: its numbers are not this one's.
+
+    Raises:
+      InputError: it was trained for another number of epochs.
+    """
+    made = workdir.read_config(root / run.name).train.num_epochs
+    if made != run.num_epochs:
+        raise InputError(
+            f"{root / run.name} was trained for {made:g} epochs, not {run.num_epochs:g}: ask for as many, or give "
+            "another --workdir"
+        )
+
+
+def _long_enough(folder: epath.Path, run: Training) -> bool:
+    """Whether the run in a folder is this one, and has come to an end that is not before this one's."""
     if not (folder / "summary.json").exists():
         return False
-    return workdir.read_config(folder).train.num_epochs >= num_epochs
+    made = settings.flatten(workdir.read_config(folder).to_dict())
+    asked = settings.flatten(settings.load(run.arguments[0].removeprefix("--config="), run.arguments[1:]).to_dict())
+    of_length = ("train.num_epochs", "optimizer.decay_steps")  # the second is filled in from the first
+    alike = all(made[key] == value for key, value in asked.items() if key not in of_length)
+    return alike and made["train.num_epochs"] >= run.num_epochs

@@ -239,8 +239,9 @@ def evaluation_due(keys: ConfigDict, step: int) -> bool:
 
 
 def validation_scores(rows: list[dict[str, Any]]) -> list[float]:
-    """What models are chosen by, nats: the bound, or the marginal likelihood where that is what is measured."""
-    return [row.get("elbo", row.get("log_marginal")) for row in rows if row["split"] == "validation"]
+    """What models are chosen by, nats: the trained bound, or the marginal likelihood where that is measured."""
+    names = ("iwae_bound", "elbo", "log_marginal")
+    return [next(row[name] for name in names if name in row) for row in rows if row["split"] == "validation"]
 
 
 def stopped_early(run: Run, rows: list[dict[str, Any]]) -> bool:

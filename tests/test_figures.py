@@ -3,6 +3,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.text import Text
+from scipy.stats import norm
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
@@ -94,7 +95,8 @@ def test_interpolations_frame_the_first_and_the_last_column():
 
 def test_manifold_grows_to_the_right_and_upwards():
     images = random_images(4, 4, 28, 28, 1)
-    figure = figures.manifold(images)
+    u = (np.arange(len(images)) + 0.5) / len(images)
+    figure = figures.manifold(images, np.stack([norm.ppf(u), 10 * u], axis=1))
     expected = colours(images[::-1])  # the top row is the largest z_2
     np.testing.assert_array_equal(cell_pixels(figure, expected, (figures.WIDTH - 1.9) / 4), expected)
     axes, top, right = [figure.axes[0], *figure.axes[0].child_axes]

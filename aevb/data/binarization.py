@@ -151,7 +151,7 @@ def _check_whole(examples: np.ndarray | RandomAccess, binarization: str, support
     is_bytes = examples[0].dtype == np.uint8
     if is_bytes and support == "counts":
         raise InputError(
-            f"{what} are stored as uint8, which stands for value / 255, and a likelihood of counts needs the counts "
+            f"{what} is stored as uint8, which stands for value / 255, and a likelihood of counts needs the counts "
             "themselves: store them as float32"
         )
     if is_bytes:

@@ -113,14 +113,20 @@ def label_context(dataset: Dataset) -> LabelContext:
             )
     if labels.ndim == 2:
         return LabelContext(labels.shape[1], classes=False)
-    size = int(labels.max()) + 1
+    known = np.unique(labels)
+    if not np.array_equal(known, np.arange(len(known))):
+        raise InputError(
+            f"the training split of {dataset.name} has {len(known)} classes, numbered from {known[0]} to {known[-1]}: "
+            "number them from 0 without gaps"
+        )
     for name, split in splits.items():
-        if split.labels.min() < 0 or split.labels.max() >= size:
+        strange = np.setdiff1d(split.labels, known)
+        if len(strange):
             raise InputError(
-                f"the {name} split of {dataset.name} has labels from {split.labels.min()} to {split.labels.max()}, but "
-                f"the training split only 0 to {size - 1}: number the classes from 0, with each among the training data"
+                f"the {name} split of {dataset.name} has the label {strange[0]}, but the training split only 0 to "
+                f"{known[-1]}: give the training split examples of each class"
             )
-    return LabelContext(size, classes=True)
+    return LabelContext(len(known), classes=True)
 
 
 def _width(labels: np.ndarray) -> str:

@@ -1,7 +1,6 @@
 """Grids of pictures, drawn as one picture, whose pixels are whole numbers of pixels of the figure."""
 
 import math
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -105,8 +104,8 @@ def _label_cells(axis, names: Sequence[str], across: bool) -> None:  # noqa: ANN
     axis.set_tick_params(length=0, pad=4)
 
 
-def _number(value: float) -> str:
-    return f"{value + 0.0:.1f}".replace("-", "−").replace("−0.0", "0.0")
+def _number(value: float, digits: int = 1) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def samples(images: np.ndarray) -> Figure:
@@ -140,13 +139,19 @@ def interpolations(images: np.ndarray) -> Figure:
     return figure
 
 
-def traversals(images: np.ndarray, values: np.ndarray, kl_per_dim: np.ndarray | None = None) -> Figure:
+def traversals(
+    images: np.ndarray,
+    values: np.ndarray,
+    kl_per_dim: np.ndarray | None = None,
+    what: str = "value of the latent $z_i$",
+) -> Figure:
     """What each latent dimension does: a row moves one z_i (i from 1), the others stay.
 
     Args:
         images: decoded events, [L, T, *event].
         values: of z_i along a row, [T].
         kl_per_dim: [L], nats; if given, the rows are sorted by it, largest first.
+        what: the values are.
 
     Returns:
         The figure, with 20 rows at most.
@@ -157,8 +162,9 @@ def traversals(images: np.ndarray, values: np.ndarray, kl_per_dim: np.ndarray | 
     figure, axes = _grid(images[order], left=0.6, right=0.0 if kl_per_dim is None else 0.75, top=0.6)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_xlabel("value of the latent $z_i$", fontsize=FONT, color=INK, labelpad=4)
-    _label_cells(axes.xaxis, [_number(value) for value in values], across=True)
+    axes.set_xlabel(what, fontsize=FONT, color=INK, labelpad=4)
+    digits = 1 if np.ptp(values) > 1 else 3
+    _label_cells(axes.xaxis, [_number(value, digits) for value in values], across=True)
     _label_cells(axes.yaxis, [f"$z_{{{index + 1}}}$" for index in order], across=False)
     if kl_per_dim is not None:
         axes.annotate("KL,\nnats", (1, 1), (5, 5), "axes fraction", "offset points", fontsize=FONT, color=INK)
@@ -182,33 +188,32 @@ def classes(images: np.ndarray, names: Sequence[str], what: str = "class") -> Fi
     return figure
 
 
-def manifold(images: np.ndarray, quantiles: np.ndarray | None = None) -> Figure:
-    """The decoder over a plane of latents, spread as the prior spreads them: z = Φ⁻¹(u), u in (0, 1)².
+def manifold(images: np.ndarray, values: np.ndarray) -> Figure:
+    """The decoder over a plane of latents, spread as the prior spreads them: at its quantiles `u_i = (i + 1/2) / n`.
 
     Args:
-        images: [n, n, *event]; images[i, j] is decoded from z = (Φ⁻¹(u_j), Φ⁻¹(u_i)), so z_2 grows with i and
+        images: [n, n, *event]; images[i, j] is decoded from z = (values[j, 0], values[i, 1]), so z_2 grows with i and
             i = 0 is drawn at the bottom.
-        quantiles: u, [n], rising; (i + 1/2) / n by default.
+        values: the prior's quantiles of z_1 and z_2, [n, 2], rising.
 
     Returns:
         The figure, as the manifolds of Kingma and Welling (2014), figure 4.
     """
     count = len(images)
-    quantiles = (np.arange(count) + 0.5) / count if quantiles is None else np.asarray(quantiles)
     figure, axes = _grid(images[::-1], left=0.85, right=1.05, top=0.6, bottom=0.55)
     ticks = np.unique(np.linspace(0, count - 1, 4 + count % 2).round().astype(int))
-    latents = [_number(statistics.NormalDist().inv_cdf(quantiles[tick])) for tick in ticks]
-    fractions = [f"{quantiles[tick]:.3g}" for tick in ticks]
+    first, second = ([_number(value) for value in part] for part in np.asarray(values)[ticks].T)
+    fractions = [f"{(tick + 0.5) / count:.3g}" for tick in ticks]
     top, right = axes.secondary_xaxis("top"), axes.secondary_yaxis("right")
     style = {"fontsize": FONT, "color": INK}
-    axes.set_xticks(ticks + 0.5, latents, **style)
-    axes.set_yticks(count - ticks - 0.5, latents, **style)
+    axes.set_xticks(ticks + 0.5, first, **style)
+    axes.set_yticks(count - ticks - 0.5, second, **style)
     top.set_xticks(ticks + 0.5, fractions, **style)
     right.set_yticks(count - ticks - 0.5, fractions, **style)
     axes.set_xlabel("$z_1$", **style)
     axes.set_ylabel("$z_2$", rotation=0, va="center", **style)
-    top.set_xlabel(r"$u_1 = \Phi(z_1)$", **style)
-    right.set_ylabel(r"$u_2 = \Phi(z_2)$", **style)
+    top.set_xlabel("$u_1$, the quantile in the prior of $z_1$", **style)
+    right.set_ylabel("$u_2$, the quantile in the prior of $z_2$", **style)
     for part in (axes, top, right):
         part.tick_params(length=3, color=INK, pad=3)
         part.spines[:].set_visible(False)

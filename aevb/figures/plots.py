@@ -18,7 +18,7 @@ CLASSES = (  # Okabe and Ito's eight, and two between them
 SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": "#009E73"}
 MEASURES = {  # what learning curves may show, the first that there is on top
     "log_marginal": "log p(x) (nats)",
-    "elbo": "bound (nats)",
+    "elbo": "ELBO (nats)",
     "log_likelihood": "log-likelihood (nats)",
     "kl": "KL (nats)",
     "acceptance": "HMC acceptance",
@@ -189,11 +189,17 @@ def gap(levels: Mapping[str, float], seen: Sequence[float], elbos: Sequence[floa
     axes = figure.subplots()
     right = max(seen) or 1
     top, best, first = (levels[name] for name in ("log_marginal", "optimal_elbo", "elbo"))
-    for level, name, colour in ((top, "log p(x)", INK), (best, "best posterior of the family", "#009E73")):
+    bottom = min(best, first, *elbos)
+    close = top - best < 0.15 * (top - bottom)  # too near for two lines of letters above them
+    for level, name, colour, side in (
+        (top, "log p(x)", INK, "bottom"),
+        (best, "best posterior of the family", "#009E73", "top" if close else "bottom"),
+    ):
         axes.axhline(level, color=colour, linewidth=1.6)
-        axes.annotate(name, (0.01 * right, level), (0, 4), textcoords="offset points", fontsize=FONT - 1, color=colour)
+        axes.annotate(name, (0.01 * right, level), (0, -4 if side == "top" else 4), textcoords="offset points",
+                      va=side, fontsize=FONT - 1, color=colour)  # fmt: skip
     axes.plot(seen, elbos, color=BLUE, marker="o", markersize=4, linewidth=1.6)
-    axes.annotate("the encoder’s, trained on alone", (right, min(first, *elbos)), (0, -22), textcoords="offset points",
+    axes.annotate("the encoder’s, trained on alone", (right, bottom), (0, -22), textcoords="offset points",
                   ha="right", fontsize=FONT - 1, color=BLUE)  # fmt: skip
     for low, high, name, at, side in (
         (best, top, "approximation gap", top, "bottom"),
@@ -205,8 +211,9 @@ def gap(levels: Mapping[str, float], seen: Sequence[float], elbos: Sequence[floa
                       textcoords="offset points", color=INK, annotation_clip=False)  # fmt: skip
     _style(axes, "training examples that the encoder has seen alone", "nats per datapoint")
     axes.set_xlim(-0.02 * right, 1.35 * right)
-    margin = 0.12 * (top - min(first, *elbos)) + 0.05
-    axes.set_ylim(min(first, *elbos) - 2 * margin, top + margin)
+    margin = 0.12 * (top - bottom) + 0.05
+    axes.set_ylim(bottom - 2 * margin, top + margin)
+    axes.ticklabel_format(axis="y", useOffset=False)
     return figure
 
 

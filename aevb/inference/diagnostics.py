@@ -162,10 +162,11 @@ def posterior_collapse(active: np.ndarray, kl_per_dim: np.ndarray, mutual_inform
 
 
 def _advice(collapsed: bool, dead: np.ndarray, kl_per_dim: np.ndarray, mutual_information: float) -> str:
+    information = f"{max(mutual_information, 0):.2g}"  # of what is at least 0, an estimate may lie below
     which = f"{dead.sum()} of {dead.size} latent dimensions are dead and cost {kl_per_dim[dead].sum():.2g} nats"
     if collapsed:
         return (
-            f"the code says {mutual_information:.2g} nats of x, and {which}: warm up the weight of the KL from 0, use "
+            f"the code says {information} nats of x, and {which}: warm up the weight of the KL from 0, use "
             "free bits, or make the decoder weaker or its noise smaller"
         )
     if dead.any():

@@ -11,6 +11,7 @@ weights are those of the last step, as theirs, which needs no validation images.
 
 from ml_collections import ConfigDict
 
+from aevb.errors import InputError
 from experiments.configs import base
 
 STAGES = 8  # of the learning rate, each three times as long as the one before
@@ -18,7 +19,9 @@ NUM_TRAIN = {"mnist": 60_000, "binarized_mnist": 50_000}
 
 
 def get_config(argument: str = "mnist,sgvb_b,1") -> ConfigDict:
-    dataset, bound, num_samples = argument.split(",")
+    dataset, bound, num_samples = (*argument.split(","), "", "")[:3]
+    if dataset not in NUM_TRAIN or bound not in ("sgvb_b", "iwae") or not num_samples.isdecimal():
+        raise InputError(f"burda.py:{argument} names no run of this file: give for example burda.py:mnist,iwae,5")
     config = base.get_config()
     config.dataset = dataset
     config.data.update({"binarization": "dynamic" if dataset == "mnist" else "none", "validation_size": 0.0})

@@ -12,8 +12,8 @@ def get_config(dataset: str = "mnist") -> ConfigDict:
     config = vae.get_config(dataset)
     config.model.update({"network": "gated_mlp", "hidden": (300, 300), "activation": "tanh", "latent_dim": 40})
     config.optimizer.schedule = "cosine"
-    config.bound.update({"kl_schedule": "linear", "kl_warmup_steps": 25_000})
-    config.train.update({"num_epochs": 600.0, "eval_every_steps": 5000, "checkpoint_every_steps": 5000})
-    config.train.ema_decay = 0.999
-    config.eval.num_samples = 5000
+    if dataset in ("mnist", "fashion_mnist", "binarized_mnist"):
+        config.bound.update({"kl_schedule": "linear", "kl_warmup_steps": 25_000})
+        config.train.update({"num_epochs": 600.0, "eval_every_steps": 5000, "checkpoint_every_steps": 5000})
+        config.eval.num_samples = 5000
     return config

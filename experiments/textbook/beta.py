@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
     root, seed = epath.Path(flags.FLAGS.workdir), flags.FLAGS.seed
     trainings = [training(beta, seed, flags.FLAGS.num_epochs) for beta in BETAS]
     side_by_side.train(trainings, root, flags.FLAGS.jobs)
+    for each in trainings:
+        side_by_side.check_length(each, root)
     dataset = build.build(workdir.read_config(root / trainings[0].name)).dataset
     features = sample_quality.Features.learn(dataset.train, dataset.test)
     floor = features.distance(dataset.train.examples)

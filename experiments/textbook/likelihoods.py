@@ -100,8 +100,8 @@ def write(path: epath.Path, rows: list[dict]) -> None:
     if path.exists():
         table = {(old["model"], int(old["seed"])): old for old in csv.DictReader(io.StringIO(path.read_text()))}
     table |= {(new["model"], new["seed"]): new for new in rows}
-    order = list(RUNS)
-    keys = sorted(table, key=lambda key: (order.index(key[0]), key[1]))
+    order = {name: place for place, name in enumerate(RUNS)}
+    keys = sorted(table, key=lambda key: (order.get(key[0], len(order)), *key))
     workdir.write_csv(path, COLUMNS, [[table[key][column] for column in COLUMNS] for key in keys])
 
 
@@ -111,7 +111,7 @@ def chosen() -> list[str]:
     Raises:
       InputError: it names none.
     """
-    some = [name for name in RUNS if name.startswith(tuple(flags.FLAGS.only.split(",")))]
+    some = [name for name in RUNS if name.startswith(tuple(flags.FLAGS.only.removesuffix(",").split(",")))]
     if not some:
         raise InputError(f"--only={flags.FLAGS.only} names no run: the runs are {', '.join(RUNS)}")
     return some
@@ -122,6 +122,8 @@ def main(argv: list[str]) -> None:
     root, seed = epath.Path(flags.FLAGS.workdir), flags.FLAGS.seed
     trainings = {name: training(name, seed, flags.FLAGS.num_epochs) for name in chosen()}
     side_by_side.train(list(trainings.values()), root, flags.FLAGS.jobs)
+    for each in trainings.values():
+        side_by_side.check_length(each, root)
     rows = [row(root / each.name, name, each.arguments) for name, each in trainings.items()]
     folder = epath.Path(flags.FLAGS.out or root)
     folder.mkdir(parents=True, exist_ok=True)

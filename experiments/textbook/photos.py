@@ -11,6 +11,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from aevb.errors import InputError
 from experiments import cli
 
 
@@ -26,9 +27,12 @@ def main(argv: list[str]) -> None:
     from sklearn.datasets import load_sample_image
 
     cli.refuse(argv)
+    out = epath.Path(cli.required("out", "runs/squares"))
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out={out} is not empty: choose another folder, or empty it, for images of one size")
     for name in ("china", "flower"):
-        folder = epath.Path(cli.required("out", "runs/squares")) / name
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = out / name
+        folder.mkdir(parents=True)
         images = squares(load_sample_image(f"{name}.jpg"), flags.FLAGS.side)
         for i, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{i:04d}.png")

@@ -355,6 +355,9 @@ def test_value_is_refused(override: str, words: str):
     assert value.strip("(),") in str(refused.value)
 
 
+GAUSSIAN = ("model.likelihood=gaussian", "data.binarization=none")
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -367,6 +370,16 @@ def test_value_is_refused(override: str, words: str):
         ([*MCEM, "model.latent_dim=11"], "fails above 10 .*estimator=ais, and --config.eval.curve_measure=none"),
         ([*MCEM, "bound.num_samples=2"], "mcem does not read it: leave it 1"),
         (["eval.estimator=ais", "eval.num_samples=2"], "ais needs at least 3"),
+        (["model.sigmoid_mean=True"], "the likelihood bernoulli does not read it: leave it False"),
+        ([*GAUSSIAN, "model.fixed_scale=0.5"], "the scale learned does not read it: leave it 0.1"),
+        ([*GAUSSIAN, "model.scale=fixed", "model.min_scale=0.5"], "the scale fixed does not read it: leave it 0.01"),
+        (["bound.kl_schedule=adaptive"], "log_likelihood_target is not set, and an adaptive beta needs it"),
+        (["bound.kl_schedule=adaptive", "bound.log_likelihood_target=9"], "the log-likelihood of a mass is below 0"),
+        (["bound.kl_schedule=linear", "bound.kl_warmup_steps=9999"], "is 9999, but the run has 3774 steps"),
+        (
+            ["bound.name=score_function", "bound.free_bits=0.1", "model.posterior=laplace", "model.prior=laplace"],
+            "with the score function the KL of each dimension needs a closed form",
+        ),
     ],
 )
 def test_pair_is_refused(overrides: list[str], words: str):

@@ -19,10 +19,13 @@ def test_the_gap_of_a_run(command, finished: pathlib.Path, tmp_path: pathlib.Pat
     whole = value["log_marginal"] - value["elbo"]
     assert abs(value["approximation_gap"] + value["amortization_gap"] - whole) < 1e-3
     for name in ("from_posterior", "from_prior"):
-        assert len(told[name]) == len(told["num_samples"])
+        assert len(told[name]) == len(told["num_draws"])
     # Draws from the posterior are the better proposal, above all with few of them.
     assert told["from_posterior"][0]["mean"] > told["from_prior"][0]["mean"]
+    assert (told["num_samples"], told["binarization"]) == (5000, "dynamic")
+    assert 1 < told["effective_sample_size"] <= 5000
     assert told["encoder_alone"][0]["examples_seen"] == 0
+    assert abs(told["encoder_alone"][0]["elbo"] - value["elbo"]) < 1e-6
     assert told["encoder_alone"][-1]["examples_seen"] > 0
     for name in ("gap.png", "proposals.png"):
         assert (run / "figures" / name).stat().st_size > 10_000

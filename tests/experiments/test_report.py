@@ -14,9 +14,16 @@ from experiments import report
 CONFIG = {
     "dataset": "mnist",
     "data": {"binarization": "dynamic"},
-    "model": {"network": "mlp", "latent_dim": 20},
+    "model": {
+        "network": "mlp", "latent_dim": 20, "posterior": "diagonal_gaussian", "prior": "standard_normal",
+        "context": "none",
+    },
+    "bound": {
+        "num_samples": 1, "kl_weight": 1.0, "kl_schedule": "constant", "kl_warmup_steps": 0, "free_bits": 0.0,
+        "log_likelihood_target": 0.0,
+    },
     "note": "<script>&",
-}
+}  # fmt: skip
 EVALUATION = {
     "split": "test", "binarization": "stochastic", "num_examples": 10000, "num_samples": 5000,
     "estimator": "5,000 importance samples", "bound":
@@ -97,12 +104,47 @@ def page_of(folder, config=CONFIG, metrics=METRICS, **files):
     return page
 
 
+def test_what_was_trained_is_told(tmp_path):
+    model = CONFIG["model"] | {"posterior": "full_gaussian", "prior": "conditional_gaussian", "context": "label"}
+    bound = CONFIG["bound"] | {
+        "num_samples": 5,
+        "kl_schedule": "adaptive",
+        "log_likelihood_target": -80,
+        "free_bits": 0.5,
+    }
+    metrics = [*METRICS, METRICS[0] | {"kl_weight": 1.4712}]
+    page = page_of(tmp_path, CONFIG | {"model": model, "bound": bound}, metrics, summary=SUMMARY)
+    for words in (
+        "(bound: SGVB-A, 5 draws of z a datapoint)",
+        ", posterior: full gaussian, prior: conditional gaussian, context: label.",
+        "In training beta was moved to hold a log-likelihood of −80.00 nats, at the end 1.47 and 0.5 nats of the KL of "
+        "each latent dimension were free; every number here is at beta = 1.",
+    ):
+        assert words in page.text, words
+    bound = CONFIG["bound"] | {"kl_weight": 4.0, "kl_schedule": "linear", "kl_warmup_steps": 2000}
+    page = page_of(tmp_path, CONFIG | {"bound": bound}, summary=SUMMARY)
+    assert "In training beta rose to 4 along a linear schedule of 2,000 steps; every number" in page.text
+    page = page_of(tmp_path, CONFIG | {"bound": CONFIG["bound"] | {"kl_weight": 0.5}}, summary=SUMMARY)
+    assert "In training beta was 0.5; every number" in page.text
+    assert "In training" not in page_of(tmp_path, summary=SUMMARY).text
+
+
+def test_the_gap_is_told_with_its_errors(tmp_path):
+    parts = {"log_marginal": -83.0, "approximation_gap": 1.25, "amortization_gap": 2.5}
+    gap = {name: {"mean": mean, "monte_carlo_stderr": 0.02} for name, mean in parts.items()}
+    gap |= {"num_examples": 100, "split": "test", "step": 7500, "num_samples": 5000}
+    assert (
+        "The gap is that of the first 100 test examples at step 7,500, from 5,000 draws each: log p(x) = −83.00 ± 0.02 "
+        "nats, approximation gap 1.25 ± 0.02, amortization gap 2.50 ± 0.02; ± is"
+    ) in page_of(tmp_path, summary=SUMMARY, gap=gap).text
+
+
 def test_each_number_stands_with_its_convention(tmp_path):
     page = page_of(tmp_path, summary=SUMMARY, evaluation=EVALUATION)
     assert page.text.startswith("VAE (mlp) · mnist VAE (mlp) · mnist early stopped · 99,500 of 100,000 steps")
     assert page.tiles == [
         "test NLL 1,097.32 ± 0.21 nats 5,000 importance samples",
-        "test ELBO −1,101.34 ± 0.21 nats SGVB-B",
+        "test ELBO −1,101.34 ± 0.21 nats a lower bound of log p(x)",
         "test KL 25.24 nats posterior from prior",
         "bits per dimension 0.179 bits 5,000 importance samples",
         "active units 12 of 20 latent dimensions in use",

@@ -208,6 +208,7 @@ READING = {
     "out": ("generate", ["--what=samples", "--out=/tmp/x.jpg"], ["/tmp/x.jpg", ".png"]),
     "unwritable out": ("generate", ["--what=samples", "--out=/proc/new/x.png"], ["/proc/new"]),
     "num": ("generate", ["--what=samples", "--num=0"], ["num"]),
+    "label of pictures of data": ("generate", ["--what=latents", "--label=3"], ["--label"]),
 }
 
 

@@ -100,7 +100,9 @@ def test_labels_become_contexts():
     [
         (None, None, "the train split of mine has no labels"),
         (np.int32([0, 1, 1, 0]), None, "the test split of mine has no labels"),
-        (np.int32([0, 1, 1, 0]), np.int32([0, 1, 5, 0]), "labels from 0 to 5, but the training split only 0 to 1"),
+        (np.int32([0, 1, 1, 0]), np.int32([0, 1, 5, 0]), "has the label 5, but the training split only 0 to 1"),
+        (np.int32([-1, 1, 1, 0]), np.int32([0, 1, 1, 0]), "has 3 classes, numbered from -1 to 1: number them from 0"),
+        (np.int32([0, 2, 2, 0]), np.int32([0, 2, 2, 0]), "has 2 classes, numbered from 0 to 2: number them from 0"),
         (
             np.ones((4, 5), "float32"),
             np.ones((4, 3), "float32"),

@@ -138,7 +138,8 @@ def classes(artist: Artist, num: int) -> tuple[Any, Arrays]:
     contexts = artist.contexts_of(np.arange(min(artist.run.context.size, MOST_CLASSES)))
     z = np.stack([artist.prior_quantiles(u, context) for context in contexts])
     arrays = {"z": z, "context": contexts, "mean": artist.decode(z, contexts[:, None])}
-    return figures.classes(artist.shown(arrays["mean"]), [str(i) for i in range(len(z))]), arrays
+    names = artist.split.names or [str(i) for i in range(len(z))]
+    return figures.classes(artist.shown(arrays["mean"]), names[: len(z)]), arrays
 
 
 def reconstructions(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -215,7 +216,7 @@ def latents(artist: Artist, num: int) -> tuple[Any, Arrays]:
     labels = artist.split.labels
     if labels is not None and labels.ndim == 1:
         arrays["label"] = labels[:num]
-    return figures.latents(arrays["mean"], arrays.get("label")), arrays
+    return figures.latents(arrays["mean"], arrays.get("label"), artist.split.names), arrays
 
 
 def kl_per_dim(artist: Artist, num: int) -> tuple[Any, Arrays]:

@@ -203,6 +203,13 @@ def test_latents_render_for_any_number_of_dimensions_and_classes(latent_dim, cla
     assert bool(figure.legends) == (0 < classes <= 20)
 
 
+def test_latents_have_the_names_of_their_classes():
+    means, labels = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2 + 1
+    figure = figures.latents(means, labels, ("ant", "a very long name of a bee", "wasp"))
+    rendered(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a very long name of a bee", "wasp"]
+
+
 @pytest.mark.parametrize("latent_dim", [1, 2, 20, 200])
 def test_kl_bars_are_sorted_and_coloured_by_activity(latent_dim):
     kl = np.random.default_rng(0).gamma(1, 1, latent_dim)

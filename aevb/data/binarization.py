@@ -9,6 +9,7 @@ Which binarization was used decides which numbers a likelihood can be compared w
 - `grey`: values in [0, 1] given to a Bernoulli as if they were draws; what comes out is not a density.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -93,7 +94,7 @@ def prepare(
         np.asarray(draw(block, np.arange(len(block)) + start)) for start, block in zip(starts, blocks, strict=True)
     ]
     ones = np.concatenate(drawn) if drawn else split.examples
-    return Split(ones * np.uint8(255), split.labels), make_preprocess("none", context=context)
+    return dataclasses.replace(split, examples=ones * np.uint8(255)), make_preprocess("none", context=context)
 
 
 def check_values(examples: np.ndarray | RandomAccess, binarization: str, support: str, what: str) -> None:

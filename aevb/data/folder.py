@@ -113,8 +113,9 @@ def read_folder(name: str, data_dir: Path | None, memory_limit_mb: int) -> dict[
         if unknown:
             raise InputError(f"{unknown[0]} is of a class that {root / 'train'} lacks; add the class or remove it")
         images = ImageFiles(tuple(listing), shape)
-        labels = None
+        labels, names = None, ()
         if None not in listing.values():
-            labels = np.array([classes.index(label) for label in listing.values()], np.int32)
-        splits[part] = Split(np.stack([images[i] for i in range(len(images))]) if in_memory else images, labels)
+            labels, names = np.array([classes.index(label) for label in listing.values()], np.int32), tuple(classes)
+        examples = np.stack([images[i] for i in range(len(images))]) if in_memory else images
+        splits[part] = Split(examples, labels, names)
     return splits

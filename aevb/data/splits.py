@@ -36,11 +36,12 @@ class Datapoint(NamedTuple):
 class Split:
     """Examples `[N, *event]`, uint8 (value/255 is the datapoint) or float32; their labels.
 
-    Labels are classes, int32 `[N]`, or vectors, float32 `[N, context]`, or None.
+    Labels are classes, int32 `[N]`, or vectors, float32 `[N, context]`, or None. Classes may have names.
     """
 
     examples: np.ndarray | RandomAccess
     labels: np.ndarray | None
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +73,11 @@ class Rows:
 def _take(split: Split, indices: np.ndarray) -> Split:
     labels = None if split.labels is None else split.labels[indices]
     if isinstance(split.examples, np.ndarray):
-        return Split(split.examples[indices], labels)
+        return dataclasses.replace(split, examples=split.examples[indices], labels=labels)
     if len(indices) == 0:  # an empty split still has an event shape, which a RandomAccess could not tell
         example = split.examples[0]
-        return Split(np.empty((0, *example.shape), example.dtype), labels)
-    return Split(Rows(split.examples, indices), labels)
+        return dataclasses.replace(split, examples=np.empty((0, *example.shape), example.dtype), labels=labels)
+    return dataclasses.replace(split, examples=Rows(split.examples, indices), labels=labels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,4 +174,5 @@ def _split(builder: Any, part: str, source: Any, shape: tuple[int, ...], where: 
                 images[row] = _checked(record["image"], shape, f"{where} image {row}")
             if has_labels:
                 labels[row] = record["label"]
-    return Split(images, labels)
+    names = getattr(builder.info.features["label"], "names", None) if has_labels else None
+    return Split(images, labels, tuple(names or ()))

@@ -182,7 +182,8 @@ def classes(images: np.ndarray, names: Sequence[str], what: str = "class") -> Fi
         names: of the rows, [R].
         what: they are names of.
     """
-    figure, axes = _grid(images, left=0.75)
+    longest = max(map(len, names))
+    figure, axes = _grid(images, left=0.75 + max(0, longest - 3) * 0.6 * FONT / 72)
     _label_cells(axes.yaxis, names, across=False)
     axes.set_ylabel(what, fontsize=FONT, color=INK)
     return figure

@@ -114,15 +114,16 @@ def _project(means: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return centred @ directions[:2].T, names
 
 
-def latents(means: np.ndarray, labels: np.ndarray | None = None) -> Figure:
+def latents(means: np.ndarray, labels: np.ndarray | None = None, names: Sequence[str] = ()) -> Figure:
     """The posterior means of datapoints; above two dimensions, their first two principal components.
 
     Args:
         means: [N, latent], at least two datapoints.
         labels: integers, [N]; up to 20 classes have a legend, more a colour bar.
+        names: of the classes, by label; none for their numbers.
     """
     means = np.asarray(means, float)
-    points, names = _project(means)
+    points, sides = _project(means)
     figure = Figure(figsize=(WIDTH, 6.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     style = {"s": min(30, max(5, 30_000 / len(means))), "alpha": 0.75, "linewidths": 0}
@@ -140,13 +141,14 @@ def latents(means: np.ndarray, labels: np.ndarray | None = None) -> Figure:
         for first, marker in ((0, "o"), (10, "^")):
             chosen = (which >= first) & (which < first + 10)
             axes.scatter(*points[chosen].T, c=np.array(CLASSES)[which[chosen] % 10], marker=marker, **style)
-        for i, name in enumerate(classes):  # dots for the legend only, large enough to tell their colours
-            axes.scatter([], [], s=80, color=CLASSES[i % 10], marker="o^"[i // 10], label=str(name))
+        said = [names[label] if names else str(label) for label in classes]
+        for i, name in enumerate(said):  # dots for the legend only, large enough to tell their colours
+            axes.scatter([], [], s=80, color=CLASSES[i % 10], marker="o^"[i // 10], label=name)
         figure.legend(
-            loc="outside upper center", ncols=min(len(classes), 10), frameon=False, fontsize=FONT,
-            handletextpad=0, columnspacing=0.7, borderpad=0,
+            loc="outside upper center", ncols=min(len(said), 10, 80 // (max(map(len, said)) + 4) + 1),
+            frameon=False, fontsize=FONT, handletextpad=0, columnspacing=0.7, borderpad=0,
         )  # fmt: skip
-    _style(axes, *names)
+    _style(axes, *sides)
     if means.shape[1] > 1:
         axes.set_aspect("equal", adjustable="datalim")
     return figure

@@ -60,6 +60,7 @@ def test_class_folders_and_splits(tmp_path):
     for limit in (0, 100):
         loaded = load(tmp_path, memory_limit_mb=limit, validation_size=0)
         np.testing.assert_array_equal(loaded.train.labels, [0, 1, 1])
+        assert loaded.train.names == loaded.test.names == ("a", "b")
         np.testing.assert_array_equal(loaded.test.labels, [1])
         assert loaded.train.labels.dtype == np.int32 and len(loaded.validation.examples) == 0
         np.testing.assert_array_equal(loaded.test.examples[0][..., 0], written["test", "b", "3.png"])

@@ -194,7 +194,12 @@ CHOICES = {
     ),
     "residual convolution, mixture of colours, adaptive": (
         "folder",
-        ["model.network=residual", "model.channels=(2,)", "model.likelihood=logistic_mixture", "model.scale=learned"]
+        [
+            "model.network=residual",
+            "model.channels=(2,)",
+            "model.likelihood=logistic_mixture",
+            "model.sigmoid_mean=False",
+        ]
         + ["bound.kl_schedule=adaptive", "bound.log_likelihood_target=-3", "model.num_components=2"],
     ),
     "shared Laplace, cyclical": (

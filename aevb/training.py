@@ -61,8 +61,8 @@ def make_train_steps(
         index = jax.lax.axis_index(DEVICE_AXIS) * num + jnp.arange(num)
         data_key, learner_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(data_key, index)
-        x, context = jax.vmap(preprocess)(fed.stored, fed.label, fed.example_id, keys)
-        batch = Batch(x, context, index, fed.example_id)
+        x, context, corrupted = jax.vmap(preprocess)(fed.stored, fed.label, fed.example_id, keys)
+        batch = Batch(x, context, index, fed.example_id, corrupted)
         state, metrics = learner.update(state, batch, learner_key, axis_name)
         if state.ema_params is not None:
             # Early on the average is over the steps there were: (1 + t) / (10 + t) rises to ema_decay.

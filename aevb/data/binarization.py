@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from aevb.data import Datapoint, RandomAccess, Split
+from aevb.data.corruption import Corrupt
 from aevb.errors import InputError
 
 BINARIZATIONS = ("none", "static", "dynamic", "threshold", "grey")
 
 DRAWN_AT_ONCE = 10_000  # examples, in one call
+CORRUPTION_STREAM = 1  # keeps its key apart from the one that dynamic draws consume
 
 # From (stored example, its label or None, its index in the split, a key for this sighting) to the datapoint.
 Preprocess = Callable[[jax.Array, jax.Array | None, jax.Array, jax.Array], Datapoint]
@@ -47,7 +49,10 @@ def bernoulli_pixels(key: jax.Array, stored: jax.Array) -> jax.Array:
 
 
 def make_preprocess(
-    binarization: str, static_key: jax.Array | None = None, context: Context | None = None
+    binarization: str,
+    static_key: jax.Array | None = None,
+    context: Context | None = None,
+    corrupt: Corrupt | None = None,
 ) -> Preprocess:
     """The function that turns one stored example into one datapoint.
 
@@ -55,6 +60,7 @@ def make_preprocess(
       binarization: a name of `BINARIZATIONS`.
       static_key: what `static` draws derive from, with the example's index; one key a split.
       context: what a label becomes; None leaves labels out of the datapoint.
+      corrupt: what the encoder sees of x, afresh each time an example is seen; None shows it x.
 
     Raises:
       InputError: for an unknown name.
@@ -72,13 +78,19 @@ def make_preprocess(
         return to_unit(stored)
 
     def preprocess(stored: jax.Array, label: jax.Array | None, example_id: jax.Array, key: jax.Array) -> Datapoint:
-        return Datapoint(values(stored, example_id, key), None if context is None else context(label))
+        x = values(stored, example_id, key)
+        corrupted = None if corrupt is None else corrupt(jax.random.fold_in(key, CORRUPTION_STREAM), x)
+        return Datapoint(x, None if context is None else context(label), corrupted)
 
     return preprocess
 
 
 def prepare(
-    split: Split, binarization: str, static_key: jax.Array | None = None, context: Context | None = None
+    split: Split,
+    binarization: str,
+    static_key: jax.Array | None = None,
+    context: Context | None = None,
+    corrupt: Corrupt | None = None,
 ) -> tuple[Split, Preprocess]:
     """A split, and the function that turns one of its stored examples into a datapoint.
 
@@ -86,7 +98,7 @@ def prepare(
     and 255. Its bits are those of `make_preprocess`.
     """
     if binarization != "static" or not isinstance(split.examples, np.ndarray):
-        return split, make_preprocess(binarization, static_key, context)
+        return split, make_preprocess(binarization, static_key, context, corrupt)
     draw = jax.jit(jax.vmap(lambda stored, i: bernoulli_pixels(jax.random.fold_in(static_key, i), stored).astype(bool)))
     starts = range(0, len(split.examples), DRAWN_AT_ONCE)
     blocks = [split.examples[start : start + DRAWN_AT_ONCE] for start in starts]
@@ -94,7 +106,9 @@ def prepare(
         np.asarray(draw(block, np.arange(len(block)) + start)) for start, block in zip(starts, blocks, strict=True)
     ]
     ones = np.concatenate(drawn) if drawn else split.examples
-    return dataclasses.replace(split, examples=ones * np.uint8(255)), make_preprocess("none", context=context)
+    return dataclasses.replace(split, examples=ones * np.uint8(255)), make_preprocess(
+        "none", context=context, corrupt=corrupt
+    )
 
 
 def check_values(examples: np.ndarray | RandomAccess, binarization: str, support: str, what: str) -> None:

@@ -26,10 +26,17 @@ class Datapoint(NamedTuple):
     Attributes:
       x: what the likelihood is asked about, float32 `[*event]`.
       context: what encoder, decoder and prior are told beside it, float32 `[context]`; None for models without.
+      corrupted: what the encoder sees in the place of x, float32 `[*event]`; None where it sees x.
     """
 
     x: jax.Array
     context: jax.Array | None = None
+    corrupted: jax.Array | None = None
+
+    @property
+    def seen(self) -> jax.Array:
+        """What the encoder sees, `[*event]`."""
+        return self.x if self.corrupted is None else self.corrupted
 
 
 @dataclasses.dataclass(frozen=True)

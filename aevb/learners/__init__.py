@@ -41,17 +41,19 @@ class Batch(NamedTuple):
       context: what the model is told beside it, `[M, context]`; None for models without.
       index: the place of each example in the global batch, int32 `[M]`: with the step, it is what keys derive from.
       example_id: the place of each example in the training split, int32 `[M]`: what a chain of its own is found by.
+      corrupted: what the encoder sees in the place of x, `[M, *event]`; None where it sees x.
     """
 
     x: jax.Array
     context: jax.Array | None
     index: jax.Array
     example_id: jax.Array
+    corrupted: jax.Array | None = None
 
     @property
     def points(self) -> Datapoint:
         """The datapoints, leaves `[M, ...]`."""
-        return Datapoint(self.x, self.context)
+        return Datapoint(self.x, self.context, self.corrupted)
 
 
 class Learner(NamedTuple):

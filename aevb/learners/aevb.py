@@ -50,7 +50,7 @@ def _draw(
 ) -> tuple[dist.Distribution, dist.Distribution, bounds.Samples]:
     """q(z | x), p(z), and draws from the first as the bound wants them."""
     vae = model.bind({"params": params}).given(point.context)
-    posterior, prior = vae.encode(point.x), vae.prior()
+    posterior, prior = vae.encode(point.seen), vae.prior()
     reparameterized = bound is not bounds.score_function
     draws = bounds.draw(key, point.x, posterior, prior, vae.decode, num_samples, reparameterized=reparameterized)
     return posterior, prior, draws

@@ -13,7 +13,7 @@ from aevb.models.likelihoods import (
     ZeroInflatedNegativeBinomial,
     floored,
 )
-from aevb.models.posteriors import DiagonalGaussian, FactorizedPosterior, FullGaussian
+from aevb.models.posteriors import DiagonalGaussian, FactorizedPosterior, FullGaussian, PointMass, top_k
 from aevb.models.priors import ConditionalGaussian, FactorizedPrior, StandardNormal
 from aevb.models.vae import VAE, Given, check_pair, generative, has_closed_form_kl, init, vae
 
@@ -33,6 +33,7 @@ __all__ = [
     "Given",
     "Laplace",
     "NegativeBinomial",
+    "PointMass",
     "Poisson",
     "StandardNormal",
     "ZeroInflatedNegativeBinomial",
@@ -41,5 +42,6 @@ __all__ = [
     "generative",
     "has_closed_form_kl",
     "init",
+    "top_k",
     "vae",
 ]

@@ -4,6 +4,7 @@ A posterior is a linen module with `output_shape(latent_dim)`, the shape it want
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpyro.distributions as dist
 from flax import linen as nn
 from numpyro.distributions.transforms import LowerCholeskyTransform
 
+from aevb.errors import InputError
 from aevb.models.families import FAMILIES
 
 
@@ -57,3 +59,41 @@ class FactorizedPosterior(nn.Module):
         family = FAMILIES[self.family]
         parameters = [constrain(output) for constrain, output in zip(family.constrain, outputs, strict=True)]
         return family.distribution(*parameters).to_event(1)
+
+
+class PointMass(nn.Module):
+    """q(z | x) = delta(z - code(outputs)): the deterministic code of an autoencoder, all of its mass on one z.
+
+    It has no density, so no KL and no bound: what is trained is the log-likelihood of its one z.
+
+    Attributes:
+      activation: from the encoder's output `[latent]` to the code; linear where it is None.
+    """
+
+    activation: Callable[[jax.Array], jax.Array] | None = None
+
+    def output_shape(self, latent_dim: int) -> tuple[int, ...]:
+        return (latent_dim,)
+
+    def __call__(self, outputs: jax.Array) -> dist.Distribution:
+        return dist.Delta(outputs if self.activation is None else self.activation(outputs), event_dim=1)
+
+
+def top_k(k: int) -> Callable[[jax.Array], jax.Array]:
+    """The k largest elements as they are and all others 0: k-sparse codes (Makhzani & Frey, 1312.5663).
+
+    Of elements that are equal the first are kept, so that never more than k are.
+
+    Raises:
+      InputError: k is below 1; at trace time, when the code has fewer elements.
+    """
+    if k < 1:
+        raise InputError(f"k is {k}: a k-sparse code keeps at least 1 element")
+
+    def keep(outputs: jax.Array) -> jax.Array:
+        if k > outputs.size:
+            raise InputError(f"k is {k}, but the code has {outputs.size} elements: keep at most as many")
+        _, kept = jax.lax.top_k(outputs, k)
+        return jnp.where(jnp.zeros(outputs.shape, bool).at[kept].set(True), outputs, 0.0)
+
+    return keep

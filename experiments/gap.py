@@ -25,7 +25,7 @@ from etils import epath
 from aevb import data, models, training
 from aevb.inference.gap import InferenceGap, ProposalComparison, compare_proposals, inference_gap, optimal_posterior
 from aevb.learners import aevb
-from experiments import build, cli, evaluate, report, workdir
+from experiments import build, checkpointed, cli, evaluate, report, workdir
 from experiments.build import Run
 
 PARTS = ("log_marginal", "optimal_elbo", "elbo", "approximation_gap", "amortization_gap")
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
     folder = epath.Path(cli.required("workdir", "runs/mnist"))
     run = build.build(workdir.read_config(folder))
     evaluate.check_estimator(run, "importance")
-    params, which = evaluate.restore(run, folder)
+    params, which = checkpointed.restore(run, folder)
     num = min(flags.FLAGS.num, len(run.split("test").examples))
     gap, proposals = take_apart(run, params, num)
     evaluate.check_finite((gap, proposals), "the gap")

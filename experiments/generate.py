@@ -15,7 +15,7 @@ from etils import epath
 from aevb import bounds, data, models, training
 from aevb.errors import InputError
 from aevb.inference.diagnostics import active_units
-from experiments import build, cli, evaluate, workdir
+from experiments import build, checkpointed, cli, evaluate, workdir
 from experiments.build import Run
 
 Arrays = dict[str, np.ndarray]
@@ -292,7 +292,7 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"{what} are made of codes of data, and {run.facts['learner']} trains no encoder: use --what=samples"
         )
-    params, which = evaluate.restore(run, folder)
+    params, which = checkpointed.restore(run, folder)
     draw, default = WHAT[what]
     figure, arrays = draw(Artist(run, params, flags.FLAGS.label), flags.FLAGS.num or default)
     arrays = {name: array for name, array in arrays.items() if array is not None}

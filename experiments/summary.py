@@ -10,7 +10,7 @@ from etils import epath
 
 from aevb import training
 from aevb.errors import InputError
-from experiments import build, evaluate, generate, report, workdir
+from experiments import build, checkpointed, evaluate, generate, report, workdir
 from experiments.build import Run
 
 TRAIN_EXAMPLES = 10_000  # of the training split, at the end; it may be large
@@ -42,7 +42,7 @@ def finish(
     from aevb import figures
 
     memory = workdir.peak_memory()  # evaluation comes after
-    final = evaluate.evaluated_params(state), rows[-1]["step"]
+    final = checkpointed.evaluated_params(state), rows[-1]["step"]
     best = best_params(run, folder) or final
     which, (params, step) = ("best", best) if run.patience else ("last", final)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def show(folder: epath.Path, step: int, evaluation: dict[str, Any]) -> None:
 def best_params(run: Run, folder: epath.Path) -> tuple[Any, int] | None:
     """The parameters best on validation, and their step; None, and a sentence, if they cannot be had."""
     try:
-        return evaluate.restore_params(run, folder, "best")
+        return checkpointed.restore_params(run, folder, "best")
     except InputError as error:
         print(f"{error}; the last one is used instead", file=sys.stderr, flush=True)
         return None

@@ -30,7 +30,7 @@ from tqdm import tqdm  # noqa: E402
 from aevb import training  # noqa: E402
 from aevb.checkpoints import Checkpoints  # noqa: E402
 from aevb.errors import InputError, NonFiniteError  # noqa: E402
-from experiments import build, evaluate, settings, summary, workdir  # noqa: E402
+from experiments import build, checkpointed, evaluate, settings, summary, workdir  # noqa: E402
 from experiments.build import Run  # noqa: E402
 
 # Keys that may change between two starts of one run: where the data lies, what is looked at, how long it goes on.
@@ -171,7 +171,7 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
             journal.add(training_row(run, step, metrics, elapsed))
             at_end = step == run.num_steps
             if at_end or evaluation_due(keys, step):
-                for row in evaluate.curve_rows(run, evaluate.evaluated_params(replicated)):
+                for row in evaluate.curve_rows(run, checkpointed.evaluated_params(replicated)):
                     journal.add({"step": step, "examples_seen": step * run.batch_size} | row)
                 scores = validation_scores(journal.rows)
                 if (
@@ -204,9 +204,9 @@ def save(checkpoints: Checkpoints, step: int, replicated: Any) -> None:
 def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -> tuple[Any, int]:
     """The state to start from, and its step; says which checkpoints had to be passed over."""
     try:
-        restored = evaluate.restore_state(run, last)
+        restored = checkpointed.restore_state(run, last)
     except InputError as error:
-        restored = evaluate.restore_state(run, best)
+        restored = checkpointed.restore_state(run, best)
         if restored is None:
             raise
         print(f"{error}; going on from the best one, step {restored[1]}", file=sys.stderr, flush=True)

@@ -44,7 +44,7 @@ from scipy.special import logsumexp
 from aevb import data, figures, training
 from aevb.figures import BLUE, FONT, GREY, INK, ORANGE
 from aevb.learners import full_vb
-from experiments import build, cli, evaluate, workdir
+from experiments import build, checkpointed, cli, evaluate, workdir
 from experiments.build import Run
 from experiments.paper import predictive, runs
 from experiments.paper.calibration import Calibration, coverage, reliability
@@ -231,7 +231,7 @@ def restore(job: runs.Job) -> tuple[Run, Any]:
     """The run of a job, and the weights it ended with, on one device."""
     folder = epath.Path(flags.FLAGS.workdir) / job.name(flags.FLAGS.seed)
     run = build.build(workdir.read_config(folder))
-    return run, training.unreplicate(evaluate.restore(run, folder)[0])
+    return run, training.unreplicate(checkpointed.restore(run, folder)[0])
 
 
 def write_rows(path: epath.Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from absl import flags
 from etils import epath
 
 from aevb.errors import InputError
-from experiments import build, cli, evaluate, generate, side_by_side, workdir
+from experiments import build, checkpointed, cli, generate, side_by_side, workdir
 from experiments.paper.curves import Curve
 
 CONFIG = "experiments/configs/paper.py"
@@ -164,4 +164,4 @@ def artist(job: Job) -> generate.Artist:
     """The model that a job has trained, ready to be drawn from."""
     folder = epath.Path(flags.FLAGS.workdir) / job.name(flags.FLAGS.seed)
     trained = build.build(workdir.read_config(folder))
-    return generate.Artist(trained, evaluate.restore(trained, folder)[0])
+    return generate.Artist(trained, checkpointed.restore(trained, folder)[0])

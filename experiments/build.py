@@ -173,9 +173,12 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
         )
     if config.train.patience and not len(dataset.validation.examples):
         raise InputError("config.train.patience needs a validation split: set config.data.validation_size above 0")
+    corrupt = choices.make_corruption(config.data)
     static_keys = jax.random.split(jax.random.fold_in(jax.random.key(config.data.seed), DATA_STREAM), len(SPLITS))
     prepared = {
-        name: binarization.prepare(getattr(dataset, name), config.data.binarization, key, context)
+        name: binarization.prepare(
+            getattr(dataset, name), config.data.binarization, key, context, corrupt if name == "train" else None
+        )
         for name, key in zip(SPLITS, static_keys, strict=True)
     }
     init_key, shuffle_key, eval_key, draw_key = jax.random.split(jax.random.key(config.seed), 4)

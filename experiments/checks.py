@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from aevb.data import binarization
+from aevb.data.corruption import CORRUPTIONS
 from aevb.errors import InputError
 from aevb.inference.marginal_likelihood import LARGEST_DIM
 from experiments import choices
@@ -17,6 +18,8 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "model.network": choices.NETWORKS,
     "model.activation": choices.ACTIVATIONS,
     "model.posterior": choices.POSTERIORS,
+    "model.code": choices.CODES,
+    "data.corruption": ("none", *CORRUPTIONS),
     "model.context": ("none", "label"),
     "model.prior": choices.PRIORS,
     "model.likelihood": choices.LIKELIHOODS,
@@ -26,7 +29,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "learner.name": choices.LEARNERS,
     "optimizer.name": choices.OPTIMIZERS,
     "optimizer.schedule": choices.SCHEDULES,
-    "eval.curve_measure": ("bound", "marginal", "none"),
+    "eval.curve_measure": ("bound", "marginal", "reconstruction", "none"),
     "eval.curve_split": ("validation", "test"),
     "eval.estimator": choices.ESTIMATORS,
 }
@@ -38,6 +41,7 @@ _POSITIVE = (
     "bound.adaptation_rate",
     "optimizer.learning_rate",
     "model.fixed_scale",
+    "model.code_k",
     "model.min_scale",
     "train.num_epochs",
     "train.batch_size",
@@ -54,6 +58,7 @@ _NOT_NEGATIVE = (
     "bound.kl_warmup_steps",
     "bound.kl_cycle_steps",
     "bound.free_bits",
+    "learner.l1_weight",
     "optimizer.hold_steps",
     "optimizer.warmup_steps",
     "optimizer.decay_steps",
@@ -137,6 +142,9 @@ def _check_pairs(flat: dict[str, Any]) -> None:
             f"config.model.scale is fixed, but {flat['model.likelihood']} learns its dispersion: set it to learned or "
             "shared"
         )
+    reads = {name: tuple(f"model.{key}" for key in keys) for name, (_, keys) in choices.POSTERIORS.items()}
+    _refuse_unread(flat, reads, flat["model.posterior"], "the posterior")
+    _check_autoencoder(flat)
     _check_learner(flat)
     _check_kl(flat)
     _check_estimator(flat)
@@ -166,13 +174,39 @@ def _check_learner(flat: dict[str, Any]) -> None:
     """Refuse keys that the learner does not read, and a bound of one that has none."""
     name = flat["learner.name"]
     _refuse_unread(flat, choices.LEARNER_KEYS, name, "the learner")
-    if choices.has_bound(name):
+    if choices.has_bound(name) or name == "autoencoding":
         return
     if flat["eval.curve_measure"] == "bound" or flat["eval.estimator"] == "importance":
         raise InputError(
             f"config.learner.name is {name}, which trains no encoder and so has no bound: set "
             f"--config.eval.curve_measure=marginal and --config.eval.estimator=hmc, or none and ais above {LARGEST_DIM}"
             f" latent dimensions, or start from experiments/configs/paper.py:mnist,{name}"
+        )
+
+
+def _check_autoencoder(flat: dict[str, Any]) -> None:
+    """Refuse a deterministic code where a bound is asked for, and the other way round."""
+    measures = ("reconstruction", "none")
+    for key, of_code, ours in (
+        ("learner.name", flat["learner.name"] == "autoencoding", "autoencoding"),
+        ("eval.estimator", flat["eval.estimator"] == "none", "none"),
+        ("eval.curve_measure", flat["eval.curve_measure"] in measures, "reconstruction"),
+    ):
+        is_code = flat["model.posterior"] == "point_mass"
+        if is_code and not of_code:
+            raise InputError(
+                f"config.{key} is {flat[key]}, but config.model.posterior is point_mass, a code without a density, "
+                f"which has no bound: use --config.{key}={ours}, or start from experiments/configs/deep.py"
+            )
+        if not is_code and of_code and flat[key] != "none" or not is_code and of_code and key == "eval.estimator":
+            raise InputError(
+                f"config.{key} is {flat[key]}, which is for autoencoders: set --config.model.posterior=point_mass, or "
+                "start from experiments/configs/deep.py"
+            )
+    if flat["model.code_k"] > flat["model.latent_dim"] and flat["model.code"] == "top_k":
+        raise InputError(
+            f"config.model.code_k is {flat['model.code_k']}, but the code has {flat['model.latent_dim']} elements: "
+            "keep at most as many"
         )
 
 

@@ -12,10 +12,11 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from aevb import bounds, learners, models, networks
+from aevb.data.corruption import CORRUPTIONS
 from aevb.errors import InputError
 from aevb.inference.annealed_importance import MIN_CHAINS
 from aevb.learners import aevb as aevb_learner
-from aevb.learners import full_vb, kl_weights, mcem, wake_sleep
+from aevb.learners import autoencoding, full_vb, kl_weights, mcem, wake_sleep
 
 # Of the encoder and of the decoder, and the keys of config.model that both read.
 NETWORKS: Mapping[str, tuple[Callable, Callable, tuple[str, ...]]] = {
@@ -29,10 +30,19 @@ NETWORKS: Mapping[str, tuple[Callable, Callable, tuple[str, ...]]] = {
     ),
 }
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "gelu": nn.gelu, "elu": nn.elu, "softplus": nn.softplus}
-POSTERIORS: Mapping[str, Callable[[], nn.Module]] = {
-    "diagonal_gaussian": models.DiagonalGaussian,
-    "full_gaussian": models.FullGaussian,
-    **{family: functools.partial(models.FactorizedPosterior, family) for family in models.FAMILIES},
+# Of a deterministic code, from the encoder's output.
+CODES: Mapping[str, Callable[[ConfigDict], Callable | None]] = {
+    "linear": lambda model: None,
+    "relu": lambda model: nn.relu,
+    "sigmoid": lambda model: nn.sigmoid,
+    "top_k": lambda model: models.top_k(model.code_k),
+}
+# With the keys of config.model that each reads.
+POSTERIORS: Mapping[str, tuple[Callable[[ConfigDict], nn.Module], tuple[str, ...]]] = {
+    "diagonal_gaussian": (lambda model: models.DiagonalGaussian(), ()),
+    "full_gaussian": (lambda model: models.FullGaussian(), ()),
+    "point_mass": (lambda model: models.PointMass(CODES[model.code](model)), ("code", "code_k")),
+    **{family: (lambda model, family=family: models.FactorizedPosterior(family), ()) for family in models.FAMILIES},
 }
 PRIORS: Mapping[str, Callable[[int], nn.Module]] = {
     "standard_normal": models.StandardNormal,
@@ -103,6 +113,9 @@ LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
         target_acceptance=config.learner.target_acceptance,
         weight_updates=config.learner.weight_updates,
     ),
+    "autoencoding": lambda config, num_examples, weight_prior_examples, **common: autoencoding.learner(
+        **common, l1_weight=config.learner.l1_weight
+    ),
 }
 # The keys of config.bound and config.learner that each of them reads; one that reads no bound's name has none.
 LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -126,6 +139,7 @@ LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
         "learner.target_acceptance",
         "learner.weight_updates",
     ),
+    "autoencoding": ("learner.l1_weight",),
 }
 
 
@@ -140,6 +154,7 @@ ESTIMATORS = {
     "importance": Estimator(1000, lambda latent_dim: 1),
     "hmc": Estimator(50, lambda latent_dim: 2 * (latent_dim + 1)),
     "ais": Estimator(16, lambda latent_dim: MIN_CHAINS),
+    "none": Estimator(0, lambda latent_dim: 0),
 }
 
 
@@ -158,7 +173,7 @@ def make_model(keys: ConfigDict, event_shape: tuple[int, ...], context_dim: int)
         keys.latent_dim,
         network=functools.partial(encoder, **options),
         decoder_network=functools.partial(decoder, **options),
-        posterior=POSTERIORS[keys.posterior](),
+        posterior=POSTERIORS[keys.posterior][0](keys),
         likelihood=LIKELIHOODS[keys.likelihood][0](keys),
         prior=PRIORS[keys.prior](keys.latent_dim),
         context_dim=context_dim,
@@ -169,6 +184,11 @@ def location_scale(keys: ConfigDict) -> dict[str, Any]:
     """The options of a Gaussian or Laplace likelihood."""
     scale = {"fixed": keys.fixed_scale, "learned": None, "shared": "shared"}[keys.scale]
     return {"scale": scale, "min_scale": keys.min_scale, "sigmoid_mean": keys.sigmoid_mean}
+
+
+def make_corruption(keys: ConfigDict) -> Callable | None:
+    """What the encoder sees of a training example in its place; None where it sees the example."""
+    return None if keys.corruption == "none" else CORRUPTIONS[keys.corruption](keys.corruption_level)
 
 
 def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> learners.Learner:

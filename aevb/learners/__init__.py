@@ -65,13 +65,15 @@ class Learner(NamedTuple):
         `grad_norm` among them; `axis_name` is the mapped axis to average over, None on one device.
       support: the values that the likelihood has a density or mass for, "binary", "unit", "real", "levels" or
         "counts".
-      has_encoder: whether its parameters hold an encoder, and with it a bound.
+      has_encoder: whether its parameters hold an encoder.
+      has_bound: whether there is a bound on log p(x) that its encoder makes.
     """
 
     init: Callable[[jax.Array], TrainState]
     update: Callable[[TrainState, Batch, jax.Array, str | None], tuple[TrainState, dict[str, jax.Array]]]
     support: str = "real"
     has_encoder: bool = True
+    has_bound: bool = True
 
 
 def first_state(

@@ -83,4 +83,5 @@ def learner(model: models.VAE, optimizer: optax.GradientTransformation, *, l1_we
         lambda key: first_state(key, functools.partial(models.init, model), optimizer.init, {"l1_weight": l1_weight}),
         update,
         model.likelihood.support,
+        has_bound=False,
     )

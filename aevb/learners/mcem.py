@@ -101,7 +101,7 @@ def learner(
         key, start_key = jax.random.split(key)
         return first_state(key, init_params, functools.partial(init_opt_state, start_key=start_key))
 
-    return Learner(init, update, model.likelihood.support, has_encoder=False)
+    return Learner(init, update, model.likelihood.support, has_encoder=False, has_bound=False)
 
 
 def move(

@@ -26,6 +26,8 @@ def data() -> dict:
         "validation_size": 0.1,  # examples held out of training: a fraction below 1, else a count
         "test_size": 0.2,  # the same, for sets without a test split of their own
         "train_size": 0,  # train on the first so many examples of the training split; 0 is all of them
+        "corruption": "none",  # of what the encoder sees in training: none, masking, gaussian, salt_and_pepper
+        "corruption_level": 0.3,  # the share of elements of masking and salt_and_pepper, gaussian's standard deviation
         "seed": 0,  # of the split and of static binarization
         "memory_limit_mb": 2048,  # MiB of decoded examples; a larger set streams from disk, 0 streams always
         "workers": 2,  # processes that read a streamed set
@@ -41,7 +43,9 @@ def model() -> dict:
         "activation": "tanh",  # tanh, relu, gelu, elu, softplus
         "init_scale": 0.0,  # standard deviation of the first weights and biases; 0 starts them as Flax does
         "latent_dim": 20,  # size of z
-        "posterior": "diagonal_gaussian",  # q(z | x): diagonal_gaussian, full_gaussian, one of aevb.models.FAMILIES
+        "posterior": "diagonal_gaussian",  # q(z | x): diagonal_gaussian, full_gaussian, point_mass, or a family
+        "code": "linear",  # of point_mass, from the encoder's output: linear, relu, sigmoid, top_k
+        "code_k": 10,  # of top_k, elements of the code that are not 0
         "context": "none",  # what encoder, decoder and prior are told of a datapoint: none, label
         "prior": "standard_normal",  # p(z): standard_normal, conditional_gaussian (p(z | context)), a family
         "likelihood": "bernoulli",  # p(x | z), a name of LIKELIHOODS in experiments/choices.py
@@ -70,10 +74,11 @@ def bound() -> dict:
 
 def learner() -> dict:
     return {
-        "name": "aevb",  # aevb, wake_sleep, mcem, full_vb
+        "name": "aevb",  # aevb, wake_sleep, mcem, full_vb, autoencoding
         "num_leapfrog": 10,  # leapfrog steps of an HMC transition, of mcem
         "target_acceptance": 0.9,  # that mcem's step size is tuned to, a probability
         "weight_updates": 5,  # of mcem, after each transition
+        "l1_weight": 0.0,  # of autoencoding, nats a unit of the code's activations
     }
 
 
@@ -109,10 +114,10 @@ def train() -> dict:
 
 def evaluation() -> dict:
     return {
-        "curve_measure": "bound",  # what is measured during training, nats: bound, marginal (appendix D), none
+        "curve_measure": "bound",  # measured during training, nats: bound, marginal (appendix D), reconstruction, none
         "curve_split": "validation",  # and on which split: validation, test; a marginal is measured on train, too
         "curve_examples": 0,  # on its first so many examples; 0 is all of them
-        "estimator": "importance",  # of log p(x) at the end: importance, hmc (appendix D), ais
+        "estimator": "importance",  # of log p(x) at the end: importance, hmc (appendix D), ais, none (autoencoders)
         "num_samples": 0,  # of the estimator; 0 is 1000 importance samples, 50 posterior samples, 16 chains
         "max_examples": 0,  # of the test split at the end; 0 is all of them
         "batch_size": 100,  # datapoints at once, over all devices

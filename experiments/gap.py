@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
@@ -31,7 +32,8 @@ from experiments.build import Run
 PARTS = ("log_marginal", "optimal_elbo", "elbo", "approximation_gap", "amortization_gap")
 MARGINAL_SAMPLES = 5000  # behind log p(x) and both bounds
 NUM_SAMPLES = (1, 3, 10, 30, 100, 300, 1000)  # of the two estimators of log p(x)
-POINTS, STEP_SIZE = 10, 1e-3  # of the encoder's curve, and of Adam for it
+POINTS, STEP_SIZE = 10, 1e-3  # of the encoder's curve, and of Adam for it, which falls to 0
+EMA_DECAY = 0.999  # of the average of the weights that the curve is of
 BOUND_SAMPLES = 200  # draws of z a datapoint, for its bound on that curve
 
 
@@ -56,13 +58,22 @@ def encoder_alone(run: Run, params: Any, num: int, epochs: float) -> list[dict[s
     """The elbo of the same examples while the encoder is trained on and the decoder is not: points of a curve."""
     params = {name: params[name] for name in jax.eval_shape(functools.partial(models.init, run.model), run.init_key)}
     labels = {name: "theta" if name in models.generative(params) else "phi" for name in params}
-    optimizer = optax.multi_transform({"phi": optax.adam(STEP_SIZE), "theta": optax.set_to_zero()}, labels)
-    learner = aevb.learner(run.model, optimizer, bound=run.elbo)
-    start = learner.init(run.init_key).replace(params=params, opt_state=optimizer.init(params))
     num_steps = math.ceil(epochs * len(run.dataset.train.examples) / run.batch_size)
-    per_call = max(num_steps // POINTS, 1)
+    adam = optax.adam(optax.cosine_decay_schedule(STEP_SIZE, num_steps))
+    optimizer = optax.multi_transform({"phi": adam, "theta": optax.set_to_zero()}, labels)
+    learner = aevb.learner(run.model, optimizer, bound=run.elbo)
+    # From the run's last step: an average that starts at step 0 follows the first, noisy weights.
+    start = learner.init(run.init_key).replace(
+        step=jnp.int32(run.num_steps), params=params, ema_params=params, opt_state=optimizer.init(params)
+    )
     steps = training.train(
-        learner, start, run.feed, run.preprocess["train"], num_steps=num_steps, steps_per_call=per_call
+        learner,
+        start,
+        run.feed,
+        run.preprocess["train"],
+        num_steps=run.num_steps + num_steps,
+        steps_per_call=max(num_steps // POINTS, 1),
+        ema_decay=EMA_DECAY,
     )
     mapped = run.map_split(aevb.datapoint_bound(run.model, run.elbo, BOUND_SAMPLES), "test")
     split, key = data.head(run.split("test"), num), run.split_key("test")
@@ -75,7 +86,7 @@ def encoder_alone(run: Run, params: Any, num: int, epochs: float) -> list[dict[s
     curve = [point(0, training.replicate(params))]
     for replicated, metrics in steps:
         seen = curve[-1]["examples_seen"] + len(metrics["loss"]) * run.batch_size
-        curve.append(point(seen, replicated.params))
+        curve.append(point(seen, replicated.ema_params))
     return curve
 
 

@@ -212,6 +212,8 @@ def gap(levels: Mapping[str, float], seen: Sequence[float], elbos: Sequence[floa
         axes.annotate(f"{name}\n{high - low:.2f} nats", (1.04 * right, at), (8, 0), va=side, fontsize=FONT - 1,
                       textcoords="offset points", color=INK, annotation_clip=False)  # fmt: skip
     _style(axes, "training examples that the encoder has seen alone", "nats per datapoint")
+    axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NARROW NO-BREAK SPACE}"))
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= right])
     axes.set_xlim(-0.02 * right, 1.35 * right)
     margin = 0.12 * (top - bottom) + 0.05
     axes.set_ylim(bottom - 2 * margin, top + margin)
@@ -235,10 +237,18 @@ def proposals(
         style = {"color": colour, "marker": "o", "markersize": 5, "capsize": 3, "label": label}
         axes.errorbar(num_samples, below[name], 2 * np.asarray(errors[name]), **style)
     axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=0.1)  # next to log p(x), an estimate may lie above it
-    axes.axhline(0, color=GREY, linewidth=1)
+    ends = np.array([below[name] + sign * 2 * np.asarray(errors[name]) for name in below for sign in (-1, 1)])
+    if ends.min() > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(ends.min() / 2, 2 * ends.max())
+    else:  # next to log p(x), an estimate may lie above it
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_ylim(2 * ends.min() - 0.02, 2 * ends.max())
+        axes.axhline(0, color=GREY, linewidth=1)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    axes.tick_params(which="minor", color=GREY)
     _style(axes, "number of draws K", "log p(x) minus its estimate (nats)")
     axes.legend(frameon=False, fontsize=FONT, labelcolor=INK, title="± 2 standard errors", title_fontsize=FONT - 1)
+    axes.get_legend().get_title().set_color(INK)
     return figure

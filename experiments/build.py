@@ -93,6 +93,11 @@ class Run:
         return keys.curve_measure, keys.curve_split, keys.curve_examples or None
 
     @property
+    def has_prior(self) -> bool:
+        """Whether z has a prior to draw from; the code of an autoencoder has none."""
+        return not isinstance(self.model.posterior, models.PointMass)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What every number of the run is to be read with."""
         names = choices.names(self.config)

@@ -198,7 +198,7 @@ def _check_autoencoder(flat: dict[str, Any]) -> None:
                 f"config.{key} is {flat[key]}, but config.model.posterior is point_mass, a code without a density, "
                 f"which has no bound: use --config.{key}={ours}, or start from experiments/configs/deep.py"
             )
-        if not is_code and of_code and flat[key] != "none" or not is_code and of_code and key == "eval.estimator":
+        if (not is_code and of_code and flat[key] != "none") or (not is_code and of_code and key == "eval.estimator"):
             raise InputError(
                 f"config.{key} is {flat[key]}, which is for autoencoders: set --config.model.posterior=point_mass, or "
                 "start from experiments/configs/deep.py"

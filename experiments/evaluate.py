@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -20,12 +19,12 @@ from tqdm import tqdm
 
 from aevb import bounds, data, models, training
 from aevb.data import Datapoint
-from aevb.errors import InputError, NonFiniteError
+from aevb.errors import InputError
 from aevb.inference.annealed_importance import NUM_TEMPERATURES, AISEstimate, annealed_importance_estimate
 from aevb.inference.diagnostics import active_units, code_information, posterior_collapse
 from aevb.inference.importance import importance_estimate
 from aevb.inference.marginal_likelihood import HMCEstimate, check_chains, hmc_estimate
-from experiments import build, checkpointed, choices, cli, report, workdir
+from experiments import build, checkpointed, choices, cli, numbers, reconstruct, report, workdir
 from experiments.build import Run
 
 DatapointFn = Callable[[Any, Datapoint, jax.Array], Any]
@@ -43,10 +42,10 @@ def split_bound(run: Run, params: Any, name: str, max_examples: int | None = Non
     """
     split = data.head(getattr(run.dataset, name), max_examples)
     each = training.collect(run.bound_of_split(name)(params, split, run.split_key(name)))
-    check_finite(each, f"the bound on the {name} split")
+    numbers.check_finite(each, f"the bound on the {name} split")
     return {
         "elbo": float(each.elbo.mean(dtype=np.float64)),
-        "elbo_stderr": standard_error(each.elbo),
+        "elbo_stderr": numbers.standard_error(each.elbo),
         "log_likelihood": float(each.log_likelihood.mean(dtype=np.float64)),
         "kl": float(each.kl.mean(dtype=np.float64)),
         **({"iwae_bound": float(each.value.mean(dtype=np.float64))} if run.curve_bound is bounds.iwae else {}),
@@ -64,10 +63,10 @@ def split_marginal(run: Run, params: Any, name: str, max_examples: int | None = 
     split = data.head(getattr(run.dataset, name), max_examples)
     each = training.collect(marginal_of_split(run, name)(params, split, run.split_key(name)))
     check_chains(each)
-    check_finite(each.log_marginal, f"the marginal likelihood on the {name} split")
+    numbers.check_finite(each.log_marginal, f"the marginal likelihood on the {name} split")
     return {
         "log_marginal": float(each.log_marginal.mean(dtype=np.float64)),
-        "log_marginal_stderr": standard_error(each.log_marginal),
+        "log_marginal_stderr": numbers.standard_error(each.log_marginal),
         "hmc_acceptance": float(each.acceptance.mean()),
         "num_samples": choices.ESTIMATORS["hmc"].usual,
         "num_examples": len(each.log_marginal),
@@ -81,6 +80,8 @@ def curve_rows(run: Run, params: Any) -> list[dict[str, Any]]:
         return []
     if measure == "bound":
         return [{"split": name} | split_bound(run, params, name, most)]
+    if measure == "reconstruction":
+        return [{"split": name} | reconstruct.curve_row(run, params, name, most)]
     return [{"split": split} | split_marginal(run, params, split, most) for split in ("train", name)]
 
 
@@ -157,6 +158,8 @@ def evaluate(
     Raises:
       InputError: importance sampling is asked of a learner without an encoder.
     """
+    if estimator == "none":
+        return reconstruct.evaluate(run, params, split_name, max_examples)
     start = time.perf_counter()
     check_estimator(run, estimator)
     make, _, words = ESTIMATORS[estimator]
@@ -173,7 +176,7 @@ def evaluate(
     if estimator != "importance":
         check_chains(each)
         chains, each = chain_numbers(each._asdict()), each._asdict()
-    check_finite(each["log_marginal"], f"the evaluation of the {split_name} split")
+    numbers.check_finite(each["log_marginal"], f"the evaluation of the {split_name} split")
     told = each
     if chains and run.learner.has_encoder:  # the bound and the code are of the encoder, whatever estimates log p(x)
         mapped = run.map_split(importance(run, KL_SAMPLES), split_name)
@@ -191,13 +194,18 @@ def evaluate(
         **(bound_numbers(run, params, told) if run.learner.has_encoder else {}),
         **chains,
         "nll": mean_nll,
-        "nll_stderr": standard_error(nll),
+        "nll_stderr": numbers.standard_error(nll),
         **bits_per_dim(run, split, mean_nll),
         "latent_dim": run.model.latent_dim,
         "density": run.facts["density"],
         "seed": run.facts["seed"],
         "evaluate_seconds": time.perf_counter() - start,
     }
+
+
+def words(how: dict[str, Any]) -> str:
+    """Of the samples of an estimator, after a colon; nothing where there is none."""
+    return "" if how["estimator"] == "none" else f": {how['num_samples']} {ESTIMATORS[how['estimator']][2]}"
 
 
 def check_estimator(run: Run, estimator: str) -> None:
@@ -215,12 +223,12 @@ def check_estimator(run: Run, estimator: str) -> None:
 
 def bound_numbers(run: Run, params: Any, each: dict[str, np.ndarray]) -> dict[str, Any]:
     """The bound, its parts, and what the code does with its dimensions."""
-    check_finite(each, "the bound")
+    numbers.check_finite(each, "the bound")
     elbo = each["log_likelihood"] - each["kl"]
     return {
         "bound": run.facts["bound"],
         "elbo": float(elbo.mean(dtype=np.float64)),
-        "elbo_stderr": standard_error(elbo),
+        "elbo_stderr": numbers.standard_error(elbo),
         "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
         "kl": float(each["kl"].mean(dtype=np.float64)),
         "effective_sample_size": float(each["effective_sample_size"].mean()),
@@ -262,24 +270,6 @@ def chain_numbers(each: dict[str, np.ndarray]) -> dict[str, Any]:
     """How the chains behind a marginal likelihood did."""
     told = {"acceptance": "acceptance", "stderr": "stderr_of_one", "effective_sample_size": "effective_sample_size"}
     return {key: float(each[name].mean()) for name, key in told.items() if name in each}
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Of the mean over examples, `sd / sqrt(N)`; 0 for one example, of which it says nothing."""
-    return float(values.std(ddof=1, dtype=np.float64) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def check_finite(tree: Any, what: str) -> None:
-    """Keep what is not finite out of every file.
-
-    Raises:
-      NonFiniteError: a leaf holds NaN or infinity.
-    """
-    for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
-            raise NonFiniteError(
-                f"{what} is not finite: lower the learning rate, clip the gradient, or look at the data"
-            )
 
 
 def bits_per_dim(run: Run, split: data.Split, nll: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from etils import epath
 from aevb import data, models, training
 from aevb.inference.gap import InferenceGap, ProposalComparison, compare_proposals, inference_gap, optimal_posterior
 from aevb.learners import aevb
-from experiments import build, checkpointed, cli, evaluate, report, workdir
+from experiments import build, checkpointed, cli, evaluate, numbers, report, workdir
 from experiments.build import Run
 
 PARTS = ("log_marginal", "optimal_elbo", "elbo", "approximation_gap", "amortization_gap")
@@ -80,7 +80,7 @@ def encoder_alone(run: Run, params: Any, num: int, epochs: float) -> list[dict[s
 
     def point(seen: int, replicated: Any) -> dict[str, float]:
         elbo = training.collect(mapped(replicated, split, key)).elbo
-        evaluate.check_finite(elbo, "the bound of the encoder that is trained alone")
+        numbers.check_finite(elbo, "the bound of the encoder that is trained alone")
         return {"examples_seen": seen, "elbo": float(elbo.mean(dtype=np.float64))}
 
     curve = [point(0, training.replicate(params))]
@@ -94,7 +94,7 @@ def mean(values: np.ndarray, stderr: np.ndarray) -> dict[str, float]:
     """Over examples: the mean, its standard error between them, and the part of that from draws of z."""
     return {
         "mean": float(values.mean(dtype=np.float64)),
-        "stderr": evaluate.standard_error(values),
+        "stderr": numbers.standard_error(values),
         "monte_carlo_stderr": float(np.sqrt(np.square(stderr, dtype=np.float64).sum()) / len(stderr)),
     }
 
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
     params, which = checkpointed.restore(run, folder)
     num = min(flags.FLAGS.num, len(run.split("test").examples))
     gap, proposals = take_apart(run, params, num)
-    evaluate.check_finite((gap, proposals), "the gap")
+    numbers.check_finite((gap, proposals), "the gap")
     told = {name: mean(getattr(gap, name), getattr(gap, f"{name}_stderr")) for name in PARTS}
     curve = encoder_alone(run, training.unreplicate(params), num, flags.FLAGS.epochs)
     above = told["elbo"]["mean"] - curve[0]["elbo"]  # by the noise of its fewer draws, the same at each point

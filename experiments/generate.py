@@ -15,7 +15,7 @@ from etils import epath
 from aevb import bounds, data, models, training
 from aevb.errors import InputError
 from aevb.inference.diagnostics import active_units
-from experiments import build, checkpointed, cli, evaluate, workdir
+from experiments import build, checkpointed, cli, evaluate, numbers, workdir
 from experiments.build import Run
 
 Arrays = dict[str, np.ndarray]
@@ -97,6 +97,8 @@ class Artist:
     def _encode_one(self, params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
         vae = self.run.model.bind({"params": params}).given(point.context)
         posterior = vae.encode(point.x)
+        if not self.run.learner.has_bound:
+            return {"x": point.x, "context": point.context, "mean": posterior.mean}
         z = jax.vmap(posterior.sample)(jax.random.split(key, evaluate.KL_SAMPLES))
         kl_per_dim = bounds.kl_per_dim(posterior, vae.prior(), z)
         return {"x": point.x, "context": point.context, "mean": posterior.mean, "kl_per_dim": kl_per_dim}
@@ -229,6 +231,17 @@ def kl_per_dim(artist: Artist, num: int) -> tuple[Any, Arrays]:
     return figures.kl_per_dim(arrays["kl_per_dim"], arrays["active"]), arrays
 
 
+def filters(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """What each of the first `num` elements of the code adds to a picture: decode(e_j) - decode(0), each on a scale."""
+    from aevb import figures
+
+    size = artist.run.model.latent_dim
+    z, context = np.eye(size, dtype=np.float32)[:num], artist.one_context()
+    added = artist.decode(z, context) - artist.decode(np.zeros((1, size), np.float32), context)
+    largest = np.abs(added).reshape(len(added), -1).max(axis=1).reshape(-1, *[1] * (added.ndim - 1))
+    return figures.samples((1 + added / np.maximum(largest, 1e-12)) / 2), {"z": z, "filter": added}
+
+
 # What can be asked for, and how many of it there are unless it is said.
 WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
     "samples": (samples, 64),
@@ -238,6 +251,7 @@ WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
     "traversals": (traversals, 7),
     "manifold": (manifold, 20),
     "latents": (latents, 10_000),
+    "filters": (filters, 100),
 }
 # What every run draws at its end.
 REPORTED = WHAT | {"kl_per_dim": (kl_per_dim, 10_000)}
@@ -248,9 +262,16 @@ ENCODED = ("reconstructions", "interpolations", "latents", "kl_per_dim")
 
 
 def can_draw(run: Run, name: str) -> bool:
-    """Whether a picture is one of this model: a manifold has two dimensions, codes come from an encoder."""
+    """Whether a picture is one of this model: a manifold has two dimensions, codes come from an encoder, z of a prior.
+
+    The code of an autoencoder has no prior to draw from; what it has instead is a dictionary.
+    """
     if name == "classes":
-        return run.context is not None and run.context.classes
+        return run.context is not None and run.context.classes and run.has_prior
+    if name == "filters":
+        return not run.has_prior
+    if not run.has_prior:
+        return name in ("reconstructions", "interpolations", "latents")
     return (name != "manifold" or run.model.latent_dim == 2) and (name not in ENCODED or run.learner.has_encoder)
 
 
@@ -288,6 +309,12 @@ def main(argv: list[str]) -> None:
         raise InputError(
             "classes are drawn by a model that was told them: train with --config.model.context=label on labelled data"
         )
+    if not can_draw(run, what) and not run.has_prior:
+        raise InputError(f"{what} are drawn from a prior, and an autoencoder has none: use --what=reconstructions")
+    if not can_draw(run, what) and what == "filters":
+        raise InputError(
+            "filters are the dictionary of an autoencoder, and this model has a prior: use --what=traversals"
+        )
     if not can_draw(run, what):
         raise InputError(
             f"{what} are made of codes of data, and {run.facts['learner']} trains no encoder: use --what=samples"
@@ -296,7 +323,7 @@ def main(argv: list[str]) -> None:
     draw, default = WHAT[what]
     figure, arrays = draw(Artist(run, params, flags.FLAGS.label), flags.FLAGS.num or default)
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    evaluate.check_finite(arrays, f"what {folder} draws")
+    numbers.check_finite(arrays, f"what {folder} draws")
     out.parent.mkdir(parents=True, exist_ok=True)
     figures.save(figure, out)
     workdir.write_arrays(out.with_suffix(".npz"), arrays)

@@ -34,6 +34,8 @@ CAPTIONS = {
     "Neighbours should be alike.",
     "latents.png": "Latents: posterior means of data, coloured by label if there is one. "
     "Look for clusters, and for holes that the prior covers but the data does not.",
+    "filters.png": "Filters: what each element of the code adds to a picture, grey for nothing. "
+    "Strokes and spots are parts that the data is put together from; noise is an element that is not used.",
     "kl_per_dim.png": "KL of each latent dimension: the nats it carries. "
     "An inactive one says nothing about the datapoint.",
 }
@@ -151,11 +153,19 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
     if evaluation:
         split, samples = evaluation["split"], evaluation["estimator"]
         add(f"{split} NLL", shown("nll"), nats("nll"), samples, True)
+        add(f"{split} squared error", shown("mse", 5), f"± {shown('mse_stderr', 5)}", "mean over elements and examples")
+        add("PSNR", shown("psnr"), "dB", "of that error, at a range of 1")
+        add("PCA's squared error", shown("pca_mse", 5), "", f"with {evaluation['latent_dim']:,} components")
+        add("angle to PCA's subspace", shown("largest_angle_to_pca"), "°", "the largest principal angle")
         add(f"{split} ELBO", shown("elbo"), nats("elbo"), "a lower bound of log p(x)", True)
         add(f"{split} KL", shown("kl"), nats("kl"), "posterior from prior")
         add("bits per dimension", shown("bits_per_dim", 3), "bits", samples, True)
         of = f"of {evaluation['latent_dim']:,}"
         add("active units", shown("active_units", 0), of, "latent dimensions in use")
+        add("dead units", shown("dead_units", 0), of, "elements that are 0 in every code")
+        if "mse" in evaluation:
+            add(f"{split} log-likelihood", shown("log_likelihood"), nats("log_likelihood"), "of x given its code", True)
+            add("active", _decimal(100 * evaluation["active"], 1), "%", "of the codes’ elements are not 0")
     elif validation and "elbo" in validation[0]:
         best = max(validation, key=lambda row: row["elbo"])
         add("validation ELBO", _decimal(best["elbo"]), "nats", f"best so far, step {best['step']:,}", True)
@@ -178,16 +188,15 @@ def _conventions(config: dict, metrics: list[dict], summary: dict, evaluation: d
         "Bounds are nats per datapoint. ELBO = log-likelihood − KL is a lower bound of log p(x): higher is "
         "better. NLL = −log p(x): lower is better."
     ]
+    if "mse" in evaluation:
+        text = [f"Higher log-likelihood and PSNR are better. {evaluation['convention']}"]
     if evaluation:
         text += [
             f"Evaluated on {evaluation['num_examples']:,} examples of the {evaluation['split']} split "
             f"(binarization: {evaluation['binarization']}), checkpoint: {evaluation['checkpoint']}, "
             f"step {evaluation['step']:,}, weights: {evaluation['weights']}; ± is one standard error over these "
             "examples.",
-            f"The NLL is estimated with {evaluation['estimator']} a datapoint"
-            + _effective(evaluation)
-            + _bias(evaluation),
-            evaluation["convention"],
+            *_estimated(evaluation),
             *_floor(evaluation),
             *_code(evaluation),
         ]
@@ -199,6 +208,14 @@ def _conventions(config: dict, metrics: list[dict], summary: dict, evaluation: d
             summary["splits"],
         ]
     return [sentence[0].upper() + sentence[1:].removesuffix(".") + "." for sentence in text]
+
+
+def _estimated(evaluation: dict) -> list[str]:
+    """How log p(x) was estimated, where there is one."""
+    if "nll" not in evaluation:
+        return []
+    how = f"The NLL is estimated with {evaluation['estimator']} a datapoint"
+    return [how + _effective(evaluation) + _bias(evaluation), evaluation["convention"]]
 
 
 def _gap(gap: dict) -> list[str]:

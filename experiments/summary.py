@@ -18,6 +18,10 @@ TRAIN_EXAMPLES = 10_000  # of the training split, at the end; it may be large
 SHOWN = (
     "nll",
     "elbo",
+    "mse",
+    "psnr",
+    "active",
+    "dead_units",
     "log_likelihood",
     "kl",
     "bits_per_dim",
@@ -51,7 +55,7 @@ def finish(
     evaluation = None
     if len(run.dataset.test.examples):
         how = run.evaluation
-        print(f"evaluating the test split: {how['num_samples']} {evaluate.ESTIMATORS[how['estimator']][2]}", flush=True)
+        print(f"evaluating the test split{evaluate.words(how)}", flush=True)
         evaluation = evaluate.evaluate(run, params, "test", **how) | {"checkpoint": which, "step": step}
         workdir.write_json(folder / "evaluation.json", evaluation)
     generate.draw_all(run, params, folder / "figures")
@@ -61,15 +65,22 @@ def finish(
     workdir.write_json(folder / "summary.json", summary | {"total_seconds": time.time() - started})
     page = report.write(folder)
     if evaluation:
-        bound = f"elbo {evaluation['elbo']:.2f}, " if "elbo" in evaluation else ""
         print(
-            f"test: {bound}nll {evaluation['nll']:.2f} +- {evaluation['nll_stderr']:.2f} nats "
-            f"({evaluation['estimator']}, {evaluation['num_examples']} examples, "
+            f"test: {headline(evaluation)} ({evaluation['estimator']}, {evaluation['num_examples']} examples, "
             f"binarization {evaluation['binarization']}{'' if evaluation['density'] else ': not a density'})"
         )
         if evaluation.get("collapsed"):
             print(f"posterior collapse: {evaluation['advice']}")
     print(f"look at {page}", flush=True)
+
+
+def headline(evaluation: dict[str, Any]) -> str:
+    """What a run came to, in a line."""
+    if "nll" not in evaluation:
+        pca = f" (PCA {evaluation['pca_mse']:.5f})" if "pca_mse" in evaluation else ""
+        return f"log-likelihood {evaluation['log_likelihood']:.2f} nats, squared error {evaluation['mse']:.5f}{pca}"
+    bound = f"elbo {evaluation['elbo']:.2f}, " if "elbo" in evaluation else ""
+    return f"{bound}nll {evaluation['nll']:.2f} +- {evaluation['nll_stderr']:.2f} nats"
 
 
 def show(folder: epath.Path, step: int, evaluation: dict[str, Any]) -> None:
@@ -98,9 +109,9 @@ def best_params(run: Run, folder: epath.Path) -> tuple[Any, int] | None:
 def final_and_best(run: Run, final: tuple[Any, int], best: tuple[Any, int]) -> dict[str, Any]:
     """The bound on each split at the last step and at the one best on validation; of training, its first examples.
 
-    A learner without an encoder has none.
+    A learner without a bound has none.
     """
-    if not run.learner.has_encoder:
+    if not run.learner.has_bound:
         return {}
     return {
         name: {

@@ -30,7 +30,7 @@ from tqdm import tqdm  # noqa: E402
 from aevb import training  # noqa: E402
 from aevb.checkpoints import Checkpoints  # noqa: E402
 from aevb.errors import InputError, NonFiniteError  # noqa: E402
-from experiments import build, checkpointed, evaluate, settings, summary, workdir  # noqa: E402
+from experiments import build, checkpointed, evaluate, numbers, settings, summary, workdir  # noqa: E402
 from experiments.build import Run  # noqa: E402
 
 # Keys that may change between two starts of one run: where the data lies, what is looked at, how long it goes on.
@@ -197,7 +197,7 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
 def save(checkpoints: Checkpoints, step: int, replicated: Any) -> None:
     """Start saving a state, unless an update after the last loss took it out of the numbers."""
     state = training.unreplicate(replicated)
-    evaluate.check_finite((state.params, state.opt_state, state.ema_params), f"the state after step {step}")
+    numbers.check_finite((state.params, state.opt_state, state.ema_params), f"the state after step {step}")
     checkpoints.save(step, state)
 
 
@@ -239,8 +239,8 @@ def evaluation_due(keys: ConfigDict, step: int) -> bool:
 
 
 def validation_scores(rows: list[dict[str, Any]]) -> list[float]:
-    """What models are chosen by, nats: the trained bound, or the marginal likelihood where that is measured."""
-    names = ("iwae_bound", "elbo", "log_marginal")
+    """What models are chosen by, nats: the trained bound, or the likelihood that is measured in its place."""
+    names = ("iwae_bound", "elbo", "log_marginal", "log_likelihood")
     return [next(row[name] for name in names if name in row) for row in rows if row["split"] == "validation"]
 
 

@@ -21,6 +21,7 @@ MEASURES = {  # what learning curves may show, the first that there is on top
     "elbo": "ELBO (nats)",
     "log_likelihood": "log-likelihood (nats)",
     "kl": "KL (nats)",
+    "squared_error": "squared error (sum)",
     "acceptance": "HMC acceptance",
 }
 

@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from experiments import evaluate
-
 NUM_BINS = 20
 LEVELS = np.arange(1, NUM_BINS) / NUM_BINS  # of central predictive intervals
 
@@ -60,5 +58,5 @@ def coverage(cdf: np.ndarray) -> Calibration:
     numbers = {}
     for level in (50, 90):
         share = shares[:, level * NUM_BINS // 100 - 1]
-        numbers[f"share_within_{level}"] = (float(share.mean()), evaluate.standard_error(share))
+        numbers[f"share_within_{level}"] = (float(share.mean()), numbers.standard_error(share))
     return Calibration(LEVELS, shares.mean(axis=0), numbers)

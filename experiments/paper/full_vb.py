@@ -44,7 +44,7 @@ from scipy.special import logsumexp
 from aevb import data, figures, training
 from aevb.figures import BLUE, FONT, GREY, INK, ORANGE
 from aevb.learners import full_vb
-from experiments import build, checkpointed, cli, evaluate, workdir
+from experiments import build, checkpointed, cli, numbers, workdir
 from experiments.build import Run
 from experiments.paper import predictive, runs
 from experiments.paper.calibration import Calibration, coverage, reliability
@@ -106,7 +106,7 @@ def draws_error(logs: np.ndarray) -> float:
     """
     if len(logs) == 1:
         return 0.0
-    return evaluate.standard_error(np.array([log_mean(block).mean() for block in np.split(logs, BLOCKS)]))
+    return numbers.standard_error(np.array([log_mean(block).mean() for block in np.split(logs, BLOCKS)]))
 
 
 class Method:
@@ -159,16 +159,16 @@ class Method:
                 self.run, self.params, split, name, self.effort.num_samples, self.proposal_key
             )
             logs, effective = predictive.log_marginals(self.run.model, self.thetas(num), proposed)
-            evaluate.check_finite(logs, f"the log predictive of the {name} split")
+            numbers.check_finite(logs, f"the log predictive of the {name} split")
             values, counts = log_mean(logs), (len(split.examples), num, self.effort.num_samples)
             means[name] = float(values.mean())
-            errors[name] = math.hypot(evaluate.standard_error(values), draws_error(logs))
+            errors[name] = math.hypot(numbers.standard_error(values), draws_error(logs))
             self.add(f"{name}_log_predictive", means[name], errors[name], *counts)
         self.add("train_minus_test", means["train"] - means["test"], math.hypot(*errors.values()), *counts)
         if num > 1:
             tenth = float(np.mean([log_mean(block).mean() for block in np.split(logs, BLOCKS)]))
             self.add("test_log_predictive_of_a_tenth", tenth, errors["test"], counts[0], num // BLOCKS, counts[2])
-        self.add("effective_sample_size", float(effective.mean()), evaluate.standard_error(effective.mean(0)), *counts)
+        self.add("effective_sample_size", float(effective.mean()), numbers.standard_error(effective.mean(0)), *counts)
         self.x, self.error_from_draws = proposed["x"], draws_error(logs)
         return values
 
@@ -196,7 +196,7 @@ class Method:
         self.add(
             "dataset_bound",
             float(means.mean()) - per_datapoint,
-            evaluate.standard_error(means),
+            numbers.standard_error(means),
             len(split.examples),
             num,
             1,
@@ -214,7 +214,7 @@ def compare(aevb: tuple[Run, Any], vb: tuple[Run, Any], effort: Effort) -> tuple
             of_map = values
         else:
             better = values - of_map
-            error = math.hypot(evaluate.standard_error(better), method.error_from_draws)
+            error = math.hypot(numbers.standard_error(better), method.error_from_draws)
             num = effort.num_thetas if name == "full_vb" else 1
             method.add("test_minus_map", float(better.mean()), error, len(better), num, effort.num_samples)
         calibrations[name] = method.calibration()

@@ -16,7 +16,7 @@ from jax.scipy.special import logsumexp
 from aevb import bounds, data, models, training
 from aevb.inference import hmc
 from aevb.inference.marginal_likelihood import start_chains
-from experiments import evaluate
+from experiments import numbers
 from experiments.build import Run
 
 NUM_CHAINS, NUM_DRAWS, NUM_BURN_IN, NUM_LEAPFROG = 10, 10, 5, 4  # draws of each chain
@@ -50,7 +50,7 @@ def propose(run: Run, params: Any, split: data.Split, name: str, num_samples: in
         return {"x": x, "z": z, "log_proposal": jax.vmap(proposal.log_prob)(z)}
 
     made = training.collect(run.map_split(one, name)(training.replicate(params), split, key))
-    evaluate.check_finite(made, f"a proposal for the {name} split")
+    numbers.check_finite(made, f"a proposal for the {name} split")
     return made
 
 

@@ -1,0 +1,19 @@
+"""The sparse autoencoder: more elements in the code than the data needs, and an L1 penalty that leaves few of them on.
+
+python -m experiments.train --config=experiments/configs/sparse.py:mnist --workdir=runs/sparse
+python -m experiments.generate --workdir=runs/sparse --what=filters
+
+--config.model.code=top_k --config.model.code_k=25 --config.learner.l1_weight=0 keeps the 25 largest instead (Makhzani &
+Frey, 1312.5663).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import deep
+
+
+def get_config(dataset: str = "digits") -> ConfigDict:
+    config = deep.get_config(dataset)
+    config.model.update({"hidden": (), "latent_dim": 1024, "code": "relu"})
+    config.learner.l1_weight = 0.1
+    return config

@@ -1,0 +1,112 @@
+"""Evaluate an autoencoder: how its codes give the data back, what they are like, and how PCA does with as many."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from aevb import data, models, training
+from aevb.learners import autoencoding
+from experiments import numbers
+from experiments.build import Run
+
+
+@functools.cache
+def of_split(run: Run, name: str) -> Callable:
+    """`map_examples` of `autoencoding.reconstruction` and the code, compiled once a run and split."""
+    one = autoencoding.reconstruction(run.model)
+
+    def with_code(params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
+        del key
+        code = run.model.bind({"params": params}).given(point.context).encode(point.seen).mean
+        return one(params, point)._asdict() | {"code": code}
+
+    return run.map_split(with_code, name, batches=10)
+
+
+def curve_row(run: Run, params: Any, name: str, max_examples: int | None = None) -> dict[str, Any]:
+    """How the clean examples of a split come back, means over them: nats, and squared units of x, per datapoint.
+
+    Raises:
+      NonFiniteError: a reconstruction is not finite.
+    """
+    split = data.head(getattr(run.dataset, name), max_examples)
+    each = training.collect(of_split(run, name)(params, split, run.split_key(name)))
+    numbers.check_finite(each, f"the reconstruction of the {name} split")
+    told = ("log_likelihood", "squared_error", "l1", "active")
+    return {key: float(each[key].mean(dtype=np.float64)) for key in told} | {"num_examples": len(each["l1"])}
+
+
+def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = None) -> dict[str, Any]:
+    """Evaluate replicated parameters on a split; the dictionary of evaluation.json, without step and checkpoint."""
+    start = time.perf_counter()
+    split = data.head(run.split(split_name), max_examples)
+    each = training.collect(of_split(run, split_name)(params, split, run.split_key(split_name)))
+    numbers.check_finite(each, f"the reconstruction of the {split_name} split")
+    size = math.prod(run.model.event_shape)
+    return {
+        "split": split_name,
+        "binarization": run.facts["binarization"],
+        "num_examples": len(each["l1"]),
+        "estimator": "the code of each example",
+        "learner": run.facts["learner"],
+        "weights": run.facts["weights"],
+        "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
+        "log_likelihood_stderr": numbers.standard_error(each["log_likelihood"]),
+        **errors(each["squared_error"] / size),
+        **of_code(each["code"]),
+        **against_pca(run, params, split),
+        "convention": "log p(x | z) at the code of the clean x, nats per datapoint, no bound on log p(x); the squared "
+        "error is a mean over elements, in squared units of x, and PSNR is of that mean, for values from 0 to 1",
+        "latent_dim": run.model.latent_dim,
+        "density": run.facts["density"],
+        "seed": run.facts["seed"],
+        "evaluate_seconds": time.perf_counter() - start,
+    }
+
+
+def errors(mse: np.ndarray) -> dict[str, float]:
+    """The mean over examples of their mean squared errors `[N]`, its standard error, and the PSNR of it in dB."""
+    mean = float(mse.mean(dtype=np.float64))
+    psnr = -10 * math.log10(mean) if mean > 0 else math.inf
+    return {"mse": mean, "mse_stderr": numbers.standard_error(mse), "psnr": psnr if psnr < math.inf else None}
+
+
+def of_code(codes: np.ndarray) -> dict[str, Any]:
+    """The share of elements that are not 0, and how many elements are 0 in every code of `[N, latent]`."""
+    return {"active": float((codes != 0).mean()), "dead_units": int((codes == 0).all(axis=0).sum())}
+
+
+def against_pca(run: Run, params: Any, split: data.Split) -> dict[str, float]:
+    """The mean squared error of PCA with as many components, learned on the training split, on the same examples.
+
+    And, of a linear autoencoder, the largest angle between its subspace and PCA's, in degrees. PCA is of values as they
+    are, so there is none where they are binarized, nor of a data set that is not in memory, nor of more components than
+    the data has dimensions.
+    """
+    size = min(len(run.dataset.train.examples), math.prod(run.model.event_shape))
+    in_memory = isinstance(run.dataset.train.examples, np.ndarray)
+    if run.facts["binarization"] != "none" or not in_memory or run.model.latent_dim > size:
+        return {}
+    from scipy.linalg import subspace_angles
+    from sklearn.decomposition import PCA
+
+    train, held_out = (flat(each.examples) for each in (run.dataset.train, split))
+    pca = PCA(run.model.latent_dim, svd_solver="covariance_eigh").fit(train)
+    found = {"pca_mse": float(np.square(held_out - pca.inverse_transform(pca.transform(held_out))).mean())}
+    decoder = training.unreplicate(params)["decoder"]
+    if set(decoder) == {"output"} and isinstance(run.model.likelihood, models.Gaussian):
+        kernel = np.asarray(decoder["output"]["kernel"], np.float64)
+        angles = subspace_angles(kernel.T, pca.components_.T)
+        found["largest_angle_to_pca"] = float(np.degrees(angles.max()))
+    return found
+
+
+def flat(examples: np.ndarray) -> np.ndarray:
+    """`[N, elements]`, float64, bytes as value / 255."""
+    scale = 255.0 if examples.dtype == np.uint8 else 1.0
+    return examples.reshape(len(examples), -1) / np.float64(scale)

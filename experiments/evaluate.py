@@ -214,6 +214,8 @@ def check_estimator(run: Run, estimator: str) -> None:
     Raises:
       InputError: it needs an encoder and the learner trains none.
     """
+    if not run.learner.has_bound and run.learner.has_encoder and estimator != "none":
+        raise InputError(f"an autoencoder has no log p(x), which {estimator} estimates: leave --estimator out")
     if estimator == "importance" and not run.learner.has_encoder:
         raise InputError(
             f"importance sampling draws from an encoder, and {run.facts['learner']} trains none: use --estimator=hmc "
@@ -316,7 +318,7 @@ def main(argv: list[str]) -> None:
     estimator = flags.FLAGS.estimator or run.evaluation["estimator"]
     check_estimator(run, estimator)
     params, which = checkpointed.restore(run, folder)
-    num_samples = flags.FLAGS.num_samples or ESTIMATORS[estimator][1]
+    num_samples = flags.FLAGS.num_samples or (0 if estimator == "none" else ESTIMATORS[estimator][1])
     result = evaluate(run, params, split_name, num_samples, flags.FLAGS.max_examples, estimator) | which
     workdir.write_json(folder / "evaluation.json", result)
     report.write(folder)

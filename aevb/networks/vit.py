@@ -5,16 +5,16 @@ visible, and they are all that is handed to it, so the work falls with V; `ViTDe
 place that was masked, and writes all N patches.
 """
 
-import numpy as np
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from aevb.errors import InputError
 
 VARIANCE_FLOOR = 1e-6  # added to a patch's variance by `normalised`, in squared units of a pixel
 LONGEST_WAVE = 10000.0  # of the positions, in patches over 2 pi (Vaswani et al., 2017)
+FIRST_WEIGHTS = nn.initializers.xavier_uniform()  # the paper's, appendix A.1
 
 
 def patch_grid(image_shape: tuple[int, ...], size: int, pad: bool = False) -> tuple[int, int]:
@@ -42,13 +42,13 @@ def patch_grid(image_shape: tuple[int, ...], size: int, pad: bool = False) -> tu
     if not pad and (height % size or width % size):
         raise InputError(
             f"the sides of an image of {height} x {width} pixels are no multiples of the patch size {size}: choose a "
-            "size that divides both, or pad the image"
+            "size that divides both, or let the image be padded (pad)"
         )
     return -(-height // size), -(-width // size)
 
 
 def patches(image: jax.Array, size: int, pad: bool = False) -> jax.Array:
-    """The image cut into squares, `patches[i columns + j] = flatten(image[i size : (i + 1) size, j size : (j + 1) size])`.
+    """The image cut into squares of s = size: `patches[i columns + j] = flatten(image[i s : (i+1) s, j s : (j+1) s])`.
 
     Args:
       image: `[H, W, C]`.
@@ -118,13 +118,14 @@ def sample_mask(key: jax.Array, num_patches: int, ratio: float) -> jax.Array:
       ratio: the share of patches to mask, in [0, 1); 0.75 in the paper.
 
     Returns:
-      The indices of the visible patches, integers `[V]` in increasing order; V depends on N and the ratio alone.
+      The indices of the visible patches, integers `[V]` in increasing order. V depends on N and the ratio alone; a
+      half is rounded to the even number.
 
     Raises:
       InputError: the ratio is outside [0, 1).
     """
     if not 0 <= ratio < 1:
-        raise InputError(f"a mask ratio of {ratio} is outside [0, 1): choose the share of patches to mask, such as 0.75")
+        raise InputError(f"a mask ratio of {ratio} is outside [0, 1): give the share of patches to mask, such as 0.75")
     num_visible = max(1, num_patches - round(ratio * num_patches))
     return jnp.sort(jax.random.permutation(key, num_patches)[:num_visible])
 
@@ -145,10 +146,10 @@ def positions(grid: tuple[int, int], width: int) -> jax.Array:
     Raises:
       InputError: the width is no multiple of 4.
     """
-    if width % 4:
+    if width < 1 or width % 4:
         raise InputError(
-            f"a width of {width} is no multiple of 4, of which the sines and the cosines of the row and of the column "
-            "of a patch take a quarter each: choose one that is"
+            f"a width of {width} cannot be parted in four, for the sines and the cosines of a patch's row and column: "
+            "choose a multiple of 4"
         )
     frequencies = LONGEST_WAVE ** (-np.arange(width // 4) / (width // 4))
     rows, columns = (
@@ -156,11 +157,6 @@ def positions(grid: tuple[int, int], width: int) -> jax.Array:
         for p in np.indices(grid)
     )
     return jnp.asarray(np.concatenate([rows, columns], axis=-1), jnp.float32)
-
-
-def _dense(features: int, name: str) -> nn.Dense:
-    """A layer with the first weights of the paper's (appendix A.1)."""
-    return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), name=name)
 
 
 class TransformerBlock(nn.Module):
@@ -180,21 +176,19 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         width = h.shape[-1]
-        if width % self.num_heads:
-            raise InputError(f"{self.num_heads} heads cannot share a width of {width}: choose a multiple of their number")
-        attention = nn.MultiHeadDotProductAttention(
-            self.num_heads, kernel_init=nn.initializers.xavier_uniform(), name="attention"
-        )
+        if self.num_heads < 1 or width % self.num_heads:
+            raise InputError(f"{self.num_heads} heads cannot share a width of {width}: choose a divisor of the width")
+        attention = nn.MultiHeadDotProductAttention(self.num_heads, kernel_init=FIRST_WEIGHTS, name="attention")
         h = h + attention(nn.LayerNorm(name="norm_0")(h))
-        hidden = nn.gelu(_dense(4 * width, "hidden")(nn.LayerNorm(name="norm_1")(h)), approximate=False)
-        return h + _dense(width, "output")(hidden)
+        hidden = nn.Dense(4 * width, kernel_init=FIRST_WEIGHTS, name="hidden")(nn.LayerNorm(name="norm_1")(h))
+        return h + nn.Dense(width, kernel_init=FIRST_WEIGHTS, name="output")(nn.gelu(hidden, approximate=False))
 
 
 class ViTEncoder(nn.Module):
     """A vision transformer of the visible patches of one image: `[V, P]` and their indices to `[1 + V, width]`.
 
     `h_0 = [class token, W x + b + positions[indices]]`, `h_i = block_i(h_{i-1})`, `output = norm(h_depth)`: first the
-    code of the whole image, which no place is added to, and then that of each visible patch, in the order given.
+    code of the whole image, which has no place, and then that of each visible patch, in the order given.
 
     The call takes the patches `[V, P]` and their distinct indices in the grid `[V]`, or without indices all patches in
     order. Masked patches are no input, so that nothing of them can be in the output.
@@ -225,8 +219,8 @@ class ViTEncoder(nn.Module):
                 "the index of each visible patch, or all patches and no indices"
             )
         class_token = self.param("class_token", nn.initializers.normal(0.02), (1, self.width))
-        placed = _dense(self.width, "embedding")(visible) + positions(self.grid, self.width)[indices]
-        h = jnp.concatenate([class_token, placed])
+        embedded = nn.Dense(self.width, kernel_init=FIRST_WEIGHTS, name="embedding")(visible)
+        h = jnp.concatenate([class_token, embedded + positions(self.grid, self.width)[indices]])
         for i in range(self.depth):
             h = TransformerBlock(self.num_heads, name=f"block_{i}")(h)
         return nn.LayerNorm(name="norm")(h)
@@ -266,10 +260,10 @@ class ViTDecoder(nn.Module):
                 "the encoder's output, and the indices that it was given"
             )
         places = positions(self.grid, self.width)
-        e = _dense(self.width, "embedding")(codes)
+        e = nn.Dense(self.width, kernel_init=FIRST_WEIGHTS, name="embedding")(codes)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, self.width))
         t = jnp.broadcast_to(mask_token, places.shape).at[indices].set(e[1:], unique_indices=True)
         h = jnp.concatenate([e[:1], t + places])
         for i in range(self.depth):
             h = TransformerBlock(self.num_heads, name=f"block_{i}")(h)
-        return _dense(self.patch_dim, "output")(nn.LayerNorm(name="norm")(h[1:]))
+        return nn.Dense(self.patch_dim, kernel_init=FIRST_WEIGHTS, name="output")(nn.LayerNorm(name="norm")(h[1:]))

@@ -13,6 +13,7 @@ from aevb.models.likelihoods import (
     ZeroInflatedNegativeBinomial,
     floored,
 )
+from aevb.models.masked_autoencoder import MaskedAutoencoder, Restored, masked_autoencoder
 from aevb.models.posteriors import DiagonalGaussian, FactorizedPosterior, FullGaussian, PointMass, top_k
 from aevb.models.priors import ConditionalGaussian, FactorizedPrior, StandardNormal
 from aevb.models.vae import VAE, Given, check_pair, generative, has_closed_form_kl, init, vae
@@ -32,9 +33,11 @@ __all__ = [
     "Gaussian",
     "Given",
     "Laplace",
+    "MaskedAutoencoder",
     "NegativeBinomial",
     "PointMass",
     "Poisson",
+    "Restored",
     "StandardNormal",
     "ZeroInflatedNegativeBinomial",
     "check_pair",
@@ -42,6 +45,7 @@ __all__ = [
     "generative",
     "has_closed_form_kl",
     "init",
+    "masked_autoencoder",
     "top_k",
     "vae",
 ]

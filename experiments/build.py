@@ -167,7 +167,7 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
     num_steps = math.ceil(config.train.num_epochs * num_examples / config.train.batch_size)
     config = choices.fill_in(config, num_steps)
     context = make_context(config, dataset)
-    model = choices.make_model(config.model, dataset.event_shape, context.size if context else 0)
+    model = choices.make_model(config, dataset.event_shape, context.size if context else 0)
     choices.check_bound(config, model, num_steps)
     for name in SPLITS:
         binarization.check_values(
@@ -192,7 +192,7 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
         dataset=dataclasses.replace(dataset, **{name: split for name, (split, _) in prepared.items()}),
         model=model,
         learner=choices.make_learner(config, model, num_examples),
-        elbo=choices.elbo_function(model),
+        elbo=choices.elbo_function(config, model),
         context=context,
         preprocess={name: preprocess for name, (_, preprocess) in prepared.items()},
         learning_rate=choices.learning_rate(config.optimizer),

@@ -15,7 +15,7 @@ from experiments.settings import flatten
 
 CHOICES: Mapping[str, Iterable[str]] = {
     "data.binarization": binarization.BINARIZATIONS,
-    "model.network": choices.NETWORKS,
+    "model.network": (*choices.NETWORKS, "vit"),
     "model.activation": choices.ACTIVATIONS,
     "model.posterior": choices.POSTERIORS,
     "model.code": choices.CODES,
@@ -42,6 +42,7 @@ _POSITIVE = (
     "optimizer.learning_rate",
     "model.fixed_scale",
     "model.code_k",
+    *(f"vit.{key}" for key in ("patch_size", "width", "depth", "num_heads", "decoder_width", "decoder_depth")),
     "model.min_scale",
     "train.num_epochs",
     "train.batch_size",
@@ -131,6 +132,7 @@ def _check_pairs(flat: dict[str, Any]) -> None:
             "--config.model.context=label, or --config.model.prior=standard_normal"
         )
     reads = {name: tuple(f"model.{key}" for key in keys) for name, (_, _, keys) in choices.NETWORKS.items()}
+    reads["vit"] = tuple(f"vit.{key}" for key in base.vit())
     _refuse_unread(flat, reads, flat["model.network"], "the network")
     reads = {name: tuple(f"model.{key}" for key in keys) for name, (_, keys) in choices.LIKELIHOODS.items()}
     _refuse_unread(flat, reads, flat["model.likelihood"], "the likelihood")
@@ -174,7 +176,7 @@ def _check_learner(flat: dict[str, Any]) -> None:
     """Refuse keys that the learner does not read, and a bound of one that has none."""
     name = flat["learner.name"]
     _refuse_unread(flat, choices.LEARNER_KEYS, name, "the learner")
-    if choices.has_bound(name) or name == "autoencoding":
+    if choices.has_bound(name) or name in choices.AUTOENCODING:
         return
     if flat["eval.curve_measure"] == "bound" or flat["eval.estimator"] == "importance":
         raise InputError(
@@ -188,7 +190,7 @@ def _check_autoencoder(flat: dict[str, Any]) -> None:
     """Refuse a deterministic code where a bound is asked for, and the other way round."""
     measures = ("reconstruction", "none")
     for key, of_code, ours in (
-        ("learner.name", flat["learner.name"] == "autoencoding", "autoencoding"),
+        ("learner.name", flat["learner.name"] in choices.AUTOENCODING, "autoencoding"),
         ("eval.estimator", flat["eval.estimator"] == "none", "none"),
         ("eval.curve_measure", flat["eval.curve_measure"] in measures, "reconstruction"),
     ):
@@ -203,6 +205,13 @@ def _check_autoencoder(flat: dict[str, Any]) -> None:
                 f"config.{key} is {flat[key]}, which is for autoencoders: set --config.model.posterior=point_mass, or "
                 "start from experiments/configs/deep.py"
             )
+    if (flat["model.network"] == "vit") != (flat["learner.name"] == "masked"):
+        raise InputError(
+            f"config.model.network is {flat['model.network']} and config.learner.name {flat['learner.name']}: vit and "
+            "masked go with each other, so start from experiments/configs/mae.py"
+        )
+    if not 0 <= flat["vit.mask_ratio"] < 1:
+        raise InputError(f"config.vit.mask_ratio is {flat['vit.mask_ratio']}: it must be in [0, 1)")
     if flat["model.code_k"] > flat["model.latent_dim"] and flat["model.code"] == "top_k":
         raise InputError(
             f"config.model.code_k is {flat['model.code_k']}, but the code has {flat['model.latent_dim']} elements: "

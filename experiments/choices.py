@@ -16,7 +16,7 @@ from aevb.data.corruption import CORRUPTIONS
 from aevb.errors import InputError
 from aevb.inference.annealed_importance import MIN_CHAINS
 from aevb.learners import aevb as aevb_learner
-from aevb.learners import autoencoding, full_vb, kl_weights, mcem, wake_sleep
+from aevb.learners import autoencoding, full_vb, kl_weights, masked, mcem, wake_sleep
 
 # Of the encoder and of the decoder, and the keys of config.model that both read.
 NETWORKS: Mapping[str, tuple[Callable, Callable, tuple[str, ...]]] = {
@@ -116,7 +116,9 @@ LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
     "autoencoding": lambda config, num_examples, weight_prior_examples, **common: autoencoding.learner(
         **common, l1_weight=config.learner.l1_weight
     ),
+    "masked": lambda config, num_examples, weight_prior_examples, **common: masked.learner(**common),
 }
+AUTOENCODING = ("autoencoding", "masked")  # those that learn a code without a density
 # The keys of config.bound and config.learner that each of them reads; one that reads no bound's name has none.
 LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
     "aevb": (
@@ -140,6 +142,7 @@ LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
         "learner.weight_updates",
     ),
     "autoencoding": ("learner.l1_weight",),
+    "masked": (),
 }
 
 
@@ -158,7 +161,12 @@ ESTIMATORS = {
 }
 
 
-def make_model(keys: ConfigDict, event_shape: tuple[int, ...], context_dim: int) -> models.VAE:
+def make_model(
+    config: ConfigDict, event_shape: tuple[int, ...], context_dim: int
+) -> models.VAE | models.MaskedAutoencoder:
+    if config.model.network == "vit":
+        return models.masked_autoencoder(event_shape, **config.vit)
+    keys = config.model
     encoder, decoder, reads = NETWORKS[keys.network]
     options = {
         "hidden": tuple(keys.hidden),
@@ -224,8 +232,13 @@ def has_bound(learner: str) -> bool:
     return "bound.name" in LEARNER_KEYS[learner]
 
 
-def elbo_function(model: models.VAE) -> bounds.BoundFn:
-    """The elbo that evaluation computes, whatever is trained: with its KL in closed form, where there is one."""
+def elbo_function(config: ConfigDict, model: models.VAE) -> bounds.BoundFn | None:
+    """The elbo that evaluation computes, whatever is trained: with its KL in closed form, where there is one.
+
+    A code without a density has none.
+    """
+    if config.learner.name in AUTOENCODING:
+        return None
     pair = model.posterior, model.prior, model.latent_dim, model.context_dim
     return bounds.sgvb_b if models.has_closed_form_kl(*pair) else bounds.sgvb_a
 

@@ -95,6 +95,8 @@ class Artist:
         return self.run.model.bind({"params": params}).given(context).decode(z).mean
 
     def _encode_one(self, params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
+        if isinstance(self.run.model, models.MaskedAutoencoder):
+            return {"context": None, "mean": self.run.model.bind({"params": params}).encode(point.x).mean}
         vae = self.run.model.bind({"params": params}).given(point.context)
         posterior = vae.encode(point.x)
         if not self.run.learner.has_bound:
@@ -152,6 +154,30 @@ def reconstructions(artist: Artist, num: int) -> tuple[Any, Arrays]:
     arrays = {name: encoded[name] for name in ("x", "context")} | {"z": encoded["mean"]}
     arrays["mean"] = artist.decode(encoded["mean"], encoded["context"])
     return figures.reconstructions(artist.shown(arrays["x"]), artist.shown(arrays["mean"])), arrays
+
+
+def restorations(artist: Artist, num: int) -> tuple[Any, Arrays]:
+    """The first `num` datapoints, what a mask leaves of each, and the image with its masked patches as predicted."""
+    from aevb import figures
+
+    model = artist.run.model
+
+    def one(params: Any, point: data.Datapoint, key: jax.Array) -> Arrays:
+        bound = model.bind({"params": params})
+        restored, patches = bound(point.x, key), bound.patches(point.x)
+        told = restored.predicted
+        if model.normalise:  # back into units of x, by the mean and variance of the true patch
+            told = told * jnp.sqrt(patches.var(axis=1, keepdims=True)) + patches.mean(axis=1, keepdims=True)
+        hidden = restored.masked[:, None]
+        seen = jnp.where(hidden, 0.5, patches)
+        return {"x": point.x, "seen": bound.image(seen), "mean": bound.image(jnp.where(hidden, told, patches))}
+
+    mapped = artist.run.map_split(one, artist.split_name)
+    split, key = data.head(artist.split, num), artist.run.split_key(artist.split_name)
+    arrays = training.collect(mapped(artist.replicated, split, key))
+    rows = {"data": "x", "seen": "seen", "model": "mean"}
+    shown = np.stack([artist.shown(arrays[name]) for name in rows.values()])
+    return figures.classes(shown, list(rows), ""), arrays
 
 
 def interpolations(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -247,6 +273,7 @@ WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
     "samples": (samples, 64),
     "classes": (classes, 10),
     "reconstructions": (reconstructions, 10),
+    "restorations": (restorations, 10),
     "interpolations": (interpolations, 8),
     "traversals": (traversals, 7),
     "manifold": (manifold, 20),
@@ -268,8 +295,11 @@ def can_draw(run: Run, name: str) -> bool:
     """
     if name == "classes":
         return run.context is not None and run.context.classes and run.has_prior
-    if name == "filters":
-        return not run.has_prior
+    is_masked = isinstance(run.model, models.MaskedAutoencoder)
+    if name in ("restorations", "filters"):
+        return is_masked if name == "restorations" else not run.has_prior and not is_masked
+    if is_masked:
+        return name == "latents"
     if not run.has_prior:
         return name in ("reconstructions", "interpolations", "latents")
     return (name != "manifold" or run.model.latent_dim == 2) and (name not in ENCODED or run.learner.has_encoder)
@@ -309,6 +339,10 @@ def main(argv: list[str]) -> None:
         raise InputError(
             "classes are drawn by a model that was told them: train with --config.model.context=label on labelled data"
         )
+    if what == "restorations" and not can_draw(run, what):
+        raise InputError("restorations are a masked autoencoder's: use --what=reconstructions")
+    if not can_draw(run, what) and isinstance(run.model, models.MaskedAutoencoder):
+        raise InputError(f"{what} are no pictures of a masked autoencoder: use --what=restorations or latents")
     if not can_draw(run, what) and not run.has_prior:
         raise InputError(f"{what} are drawn from a prior, and an autoencoder has none: use --what=reconstructions")
     if not can_draw(run, what) and what == "filters":

@@ -17,7 +17,17 @@ from experiments.build import Run
 
 @functools.cache
 def of_split(run: Run, name: str) -> Callable:
-    """`map_examples` of `autoencoding.reconstruction` and the code, compiled once a run and split."""
+    """`map_examples` of how one example comes back and its code, compiled once a run and split.
+
+    A masked autoencoder restores it from what a mask leaves, a mask for each example and the same each time.
+    """
+
+    def restored(params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
+        bound = run.model.bind({"params": params})
+        return {"masked_error": bound(point.x, key).error, "code": bound.encode(point.x).mean}
+
+    if isinstance(run.model, models.MaskedAutoencoder):
+        return run.map_split(restored, name, batches=10)
     one = autoencoding.reconstruction(run.model)
 
     def with_code(params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
@@ -37,8 +47,8 @@ def curve_row(run: Run, params: Any, name: str, max_examples: int | None = None)
     split = data.head(getattr(run.dataset, name), max_examples)
     each = training.collect(of_split(run, name)(params, split, run.split_key(name)))
     numbers.check_finite(each, f"the reconstruction of the {name} split")
-    told = ("log_likelihood", "squared_error", "l1", "active")
-    return {key: float(each[key].mean(dtype=np.float64)) for key in told} | {"num_examples": len(each["l1"])}
+    told = {key: float(values.mean(dtype=np.float64)) for key, values in each.items() if key != "code"}
+    return told | {"num_examples": len(each["code"])}
 
 
 def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = None) -> dict[str, Any]:
@@ -47,25 +57,41 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
     split = data.head(run.split(split_name), max_examples)
     each = training.collect(of_split(run, split_name)(params, split, run.split_key(split_name)))
     numbers.check_finite(each, f"the reconstruction of the {split_name} split")
-    size = math.prod(run.model.event_shape)
+    if isinstance(run.model, models.MaskedAutoencoder):
+        found = of_masked(run, each["masked_error"])
+    else:
+        found = of_code(each["code"]) | against_pca(run, params, split)
+        found |= errors(each["squared_error"] / math.prod(run.model.event_shape)) | {
+            "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
+            "log_likelihood_stderr": numbers.standard_error(each["log_likelihood"]),
+            "convention": "log p(x | z) at the code of the clean x, nats per datapoint, no bound on log p(x); the "
+            "squared error is a mean over elements, in squared units of x, and PSNR is of that mean, for values from 0 "
+            "to 1",
+        }
     return {
         "split": split_name,
         "binarization": run.facts["binarization"],
-        "num_examples": len(each["l1"]),
+        "num_examples": len(each["code"]),
         "estimator": "the code of each example",
         "learner": run.facts["learner"],
         "weights": run.facts["weights"],
-        "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
-        "log_likelihood_stderr": numbers.standard_error(each["log_likelihood"]),
-        **errors(each["squared_error"] / size),
-        **of_code(each["code"]),
-        **against_pca(run, params, split),
-        "convention": "log p(x | z) at the code of the clean x, nats per datapoint, no bound on log p(x); the squared "
-        "error is a mean over elements, in squared units of x, and PSNR is of that mean, for values from 0 to 1",
+        **found,
         "latent_dim": run.model.latent_dim,
         "density": run.facts["density"],
         "seed": run.facts["seed"],
         "evaluate_seconds": time.perf_counter() - start,
+    }
+
+
+def of_masked(run: Run, error: np.ndarray) -> dict[str, Any]:
+    """Of the mean squared errors of the masked patches `[N]`."""
+    keys = run.config.vit
+    units = "of each patch's own standard deviation" if keys.normalise else "of x, and PSNR is of that mean"
+    told = errors(error) | ({"psnr": None} if keys.normalise else {})
+    return told | {
+        "mask_ratio": keys.mask_ratio,
+        "convention": f"the squared error is a mean over the elements of the masked patches, {keys.mask_ratio:.0%} of "
+        f"all, one mask an example, in squared units {units}; no bound on log p(x)",
     }
 
 

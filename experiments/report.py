@@ -23,6 +23,8 @@ CAPTIONS = {
     "datapoint. A held-out curve that falls while the training curve rises is overfitting.",
     "reconstructions.png": "Reconstructions: data above what the model decodes from its latents. "
     "What is blurred or lost, the latents do not carry.",
+    "restorations.png": "Restorations: data, what the mask leaves of it, and the whole with the masked patches as they "
+    "were predicted.",
     "samples.png": "Samples: decoded from draws of the prior. Compare their sharpness and their variety with the data.",
     "interpolations.png": "Interpolations: paths in latent space between the decoded codes of two datapoints, framed. "
     "Every step should itself look like data.",
@@ -163,7 +165,7 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
         of = f"of {evaluation['latent_dim']:,}"
         add("active units", shown("active_units", 0), of, "latent dimensions in use")
         add("dead units", shown("dead_units", 0), of, "elements that are 0 in every code")
-        if "mse" in evaluation:
+        if "active" in evaluation:
             add(f"{split} log-likelihood", shown("log_likelihood"), nats("log_likelihood"), "of x given its code", True)
             add("active", _decimal(100 * evaluation["active"], 1), "%", "of the codes’ elements are not 0")
     elif validation and "elbo" in validation[0]:

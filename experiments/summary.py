@@ -77,6 +77,8 @@ def finish(
 def headline(evaluation: dict[str, Any]) -> str:
     """What a run came to, in a line."""
     if "nll" not in evaluation:
+        if "log_likelihood" not in evaluation:
+            return f"squared error of masked patches {evaluation['mse']:.5f}"
         pca = f" (PCA {evaluation['pca_mse']:.5f})" if "pca_mse" in evaluation else ""
         return f"log-likelihood {evaluation['log_likelihood']:.2f} nats, squared error {evaluation['mse']:.5f}{pca}"
     bound = f"elbo {evaluation['elbo']:.2f}, " if "elbo" in evaluation else ""

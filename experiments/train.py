@@ -45,7 +45,9 @@ WATCHING = {
 # These, too, unless it is the evaluations that tell a run when to stop.
 PACE = {"train.log_every_steps", "train.eval_every_steps", "train.eval_growth"}
 LENGTHENING = "train.num_epochs"
-SHOWN = ("elbo", "log_marginal", "log_likelihood", "kl", "acceptance")  # on the terminal; but the last, nats
+# On the terminal, with their digits: nats, a share, and squared units of x.
+SHOWN = {"elbo": ".2f", "log_marginal": ".2f", "log_likelihood": ".2f", "kl": ".2f", "acceptance": ".2f"}
+SHOWN |= {"masked_error": ".5f"}
 
 
 @dataclasses.dataclass
@@ -78,14 +80,15 @@ class Journal:
         for name, value in row.items():
             if name not in ("step", "split"):
                 self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
-        first, *rest = [f"{name.replace('_', '-')} {row[name]:.2f}" for name in SHOWN if name in row]
+        first, *rest = [f"{name.replace('_', '-')} {row[name]:{SHOWN[name]}}" for name in SHOWN if name in row]
+        first += "" if "masked_error" in row else " nats"
         rate = f", {row['examples_per_second']:,.0f} examples/s" if "examples_per_second" in row else ""
         if self.bar is None:
             parts = f" ({', '.join(rest)})" if rest else ""
-            print(f"step {row['step']}/{self.num_steps} {row['split']}: {first} nats{parts}{rate}", flush=True)
+            print(f"step {row['step']}/{self.num_steps} {row['split']}: {first}{parts}{rate}", flush=True)
         else:
             if rate:
-                self.bar.set_postfix_str(f"{first} nats{rate}")
+                self.bar.set_postfix_str(f"{first}{rate}")
             self.bar.update(row["step"] - self.bar.n)
 
     def close(self) -> None:
@@ -241,7 +244,8 @@ def evaluation_due(keys: ConfigDict, step: int) -> bool:
 def validation_scores(rows: list[dict[str, Any]]) -> list[float]:
     """What models are chosen by, nats: the trained bound, or the likelihood that is measured in its place."""
     names = ("iwae_bound", "elbo", "log_marginal", "log_likelihood")
-    return [next(row[name] for name in names if name in row) for row in rows if row["split"] == "validation"]
+    rows = [row for row in rows if row["split"] == "validation"]
+    return [next((row[name] for name in names if name in row), -row.get("masked_error", 0.0)) for row in rows]
 
 
 def stopped_early(run: Run, rows: list[dict[str, Any]]) -> bool:

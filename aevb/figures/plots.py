@@ -22,6 +22,7 @@ MEASURES = {  # what learning curves may show, the first that there is on top
     "log_likelihood": "log-likelihood (nats)",
     "kl": "KL (nats)",
     "squared_error": "squared error (sum)",
+    "masked_error": "squared error of masked patches",
     "acceptance": "HMC acceptance",
 }
 

@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
             "dataset": "digits",  # a name of aevb.data.SOURCES, or tfds:NAME
             "data": data(),
             "model": model(),
+            "vit": vit(),
             "bound": bound(),
             "learner": learner(),
             "optimizer": optimizer(),
@@ -36,7 +37,7 @@ def data() -> dict:
 
 def model() -> dict:
     return {
-        "network": "mlp",  # of the encoder and the decoder: mlp, gated_mlp, conv, residual
+        "network": "mlp",  # of the encoder and the decoder: mlp, gated_mlp, conv, residual; vit of a masked autoencoder
         "hidden": (500,),  # width of each hidden layer; of conv and residual those between image and code
         "channels": (16, 32),  # of conv and residual, from the image to the code, each half as high and wide
         "num_blocks": 1,  # of residual, residual blocks for each of the channels
@@ -57,6 +58,21 @@ def model() -> dict:
     }
 
 
+def vit() -> dict:
+    """Of the network vit alone."""
+    return {
+        "patch_size": 4,  # pixels, height and width of a patch
+        "pad": False,  # with zeros below and to the right, where the patches do not cover the image evenly
+        "mask_ratio": 0.75,  # share of the patches that are hidden from the encoder in training, in [0, 1)
+        "normalise": False,  # whether the target of a patch has its own mean and variance taken out
+        "width": 64,  # of the encoder's tokens, and of the code
+        "depth": 4,  # blocks of the encoder
+        "num_heads": 4,  # of every block's attention
+        "decoder_width": 32,  # of the decoder's tokens
+        "decoder_depth": 2,  # blocks of the decoder
+    }
+
+
 def bound() -> dict:
     return {
         "name": "sgvb_b",  # sgvb_a (no closed form), sgvb_b (KL in closed form), score_function, iwae
@@ -74,7 +90,7 @@ def bound() -> dict:
 
 def learner() -> dict:
     return {
-        "name": "aevb",  # aevb, wake_sleep, mcem, full_vb, autoencoding
+        "name": "aevb",  # aevb, wake_sleep, mcem, full_vb, autoencoding, masked
         "num_leapfrog": 10,  # leapfrog steps of an HMC transition, of mcem
         "target_acceptance": 0.9,  # that mcem's step size is tuned to, a probability
         "weight_updates": 5,  # of mcem, after each transition

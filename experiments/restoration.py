@@ -1,0 +1,249 @@
+"""What reconstructions are good for: their error and PSNR, noise taken away, a masked region filled; PCA beside them.
+
+Pure functions of NumPy arrays, images `[N, *event]`. A mean squared error is of one pixel (and channel), in squares of
+the data's unit; the peak signal-to-noise ratio is in decibels, and both are of all images together.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from aevb.errors import InputError
+
+# Batch-wise: images `[B, *event]` and their indices in the split, int `[B]`, to images `[B, *event]`. What else is
+# needed, a key or a context, is found by index, so that the size of a batch changes no draw.
+ImageFn = Callable[[np.ndarray, np.ndarray], np.ndarray]
+BATCH = 500
+
+
+def mean_squared_error(x: np.ndarray, reconstruction: np.ndarray) -> float:
+    """`mean_ni (x_ni - reconstruction_ni)^2`, a pixel, at least 0.
+
+    Args:
+      x, reconstruction: images of one shape `[N, *event]`, finite, uint8 or float.
+
+    Raises:
+      InputError: the shapes differ, there are no images, or a value is not finite.
+    """
+    return float(_errors(x, reconstruction).mean())
+
+
+def psnr(x: np.ndarray, reconstruction: np.ndarray, data_range: float) -> float:
+    """The peak signal-to-noise ratio `10 log10(data_range^2 / mean squared error)` in decibels, of all images together.
+
+    It is infinite where the two are equal. (The mean of the PSNR of each image is another number, and a larger one.)
+
+    Args:
+      x, reconstruction: as in `mean_squared_error`.
+      data_range: the largest value less the smallest that a pixel can have, 1 for [0, 1] and 255 for bytes; positive.
+
+    Raises:
+      InputError: as in `mean_squared_error`, or the range is not positive.
+    """
+    return _decibels(mean_squared_error(x, reconstruction), data_range)
+
+
+def reconstructing(x: np.ndarray, reconstruct: ImageFn, data_range: float) -> dict[str, float | None]:
+    """The error of reconstructing images: `reconstruction_mse`, its standard error over images, `reconstruction_psnr`.
+
+    Args:
+      x: images `[N, *event]`, finite.
+      reconstruct: images to their reconstructions, batch-wise.
+      data_range: as in `psnr`.
+
+    Returns:
+      By name; a PSNR that is infinite is None, as no JSON holds it.
+
+    Raises:
+      InputError: as in `psnr`.
+    """
+    each = _errors(x, _in_batches(reconstruct, x))
+    return _numbers("reconstruction", each, data_range)
+
+
+def denoising(x: np.ndarray, corrupt: ImageFn, reconstruct: ImageFn, data_range: float) -> dict[str, float | None]:
+    """The error of the clean images' reconstructions from noisy ones, beside that of the noisy ones themselves.
+
+    Args:
+      x: the clean images `[N, *event]`, finite.
+      corrupt: clean images to noisy ones, batch-wise.
+      reconstruct: noisy images to clean ones, batch-wise.
+      data_range: as in `psnr`.
+
+    Returns:
+      `denoising_mse`, `denoising_mse_stderr`, `denoising_psnr` and `noisy_psnr`, which a model that changed nothing
+      would have; the PSNR are None where infinite.
+
+    Raises:
+      InputError: as in `psnr`.
+    """
+    noisy = _in_batches(corrupt, x)
+    found = _numbers("denoising", _errors(x, _in_batches(reconstruct, noisy)), data_range)
+    return found | {"noisy_psnr": _numbers("noisy", _errors(x, noisy), data_range)["noisy_psnr"]}
+
+
+def centred_rectangle(height: int, width: int, share: float) -> np.ndarray:
+    """A centred rectangle of about this share of the area, of the image's own proportions: bool `[height, width]`.
+
+    Its sides are those of the image times `sqrt(share)`, to the nearest pixel and at least one.
+
+    Raises:
+      InputError: the share is not in (0, 1).
+    """
+    if not 0 < share < 1:
+        raise InputError(f"the share of the area to mask is {share}: give one above 0 and below 1")
+    mask = np.zeros((height, width), bool)
+    sides = [max(1, round(side * math.sqrt(share))) for side in (height, width)]
+    top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
+    mask[top : top + sides[0], left : left + sides[1]] = True
+    return mask
+
+
+def inpainting(x: np.ndarray, reconstruct: ImageFn, share: float, data_range: float) -> dict[str, float | None]:
+    """The error of filling in a centred rectangle, measured on its pixels alone.
+
+    Args:
+      x: images `[N, height, width, ...]`, finite.
+      reconstruct: images in which the rectangle is 0 to whole ones, batch-wise.
+      share: of the area, about, in (0, 1); see `centred_rectangle`.
+      data_range: as in `psnr`.
+
+    Returns:
+      `inpainting_mse`, `inpainting_mse_stderr` and `inpainting_psnr`; `inpainting_share`, that of the area which was
+      masked; `mean_image_mse`, of filling in the mean of these images, what knows nothing of the visible pixels.
+
+    Raises:
+      InputError: as in `psnr` and `centred_rectangle`, or the datapoints are no images.
+    """
+    if x.ndim < 3:
+        raise InputError(f"datapoints of shape {x.shape[1:]} have no rectangle to mask: give images, height and width")
+    mask = centred_rectangle(x.shape[1], x.shape[2], share)
+    masked = x.copy()
+    masked[:, mask] = 0
+    filled, hidden = _in_batches(reconstruct, masked)[:, mask], np.asarray(x, np.float64)[:, mask]
+    found = _numbers("inpainting", _errors(hidden, filled), data_range)
+    blind = _errors(hidden, np.broadcast_to(hidden.mean(axis=0), hidden.shape))
+    return found | {"inpainting_share": float(mask.mean()), "mean_image_mse": float(blind.mean())}
+
+
+class PCA(NamedTuple):
+    """The linear subspace of largest variance: of all linear codes of its size, the one with the smallest error.
+
+    Attributes:
+      mean: of the training images, flat, `[pixels]`.
+      components: orthonormal rows, by falling variance, `[code, pixels]`.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray, size: int, seed: int) -> Self:
+        """Fit images `[N, *event]`; as many components as asked, at most N and as many as there are pixels.
+
+        Exact up to 1000 pixels or where the code is nearly as large as the data, else by random projections, from the
+        seed (Halko et al., 0909.4061).
+
+        Raises:
+          InputError: the size is below 1, or an image is not finite.
+        """
+        from sklearn.decomposition import PCA as SklearnPCA
+
+        flat = _flat(x)
+        if size < 1 or not flat.size:
+            raise InputError(f"{size} components were asked of images {x.shape}: ask for at least 1, of at least 1")
+        if not np.isfinite(flat).all():
+            raise InputError(f"{np.sum(~np.isfinite(flat).all(axis=1))} of {len(x)} images are not finite: clean them")
+        fitted = SklearnPCA(min(size, *flat.shape), random_state=seed).fit(flat)
+        return cls(fitted.mean_, fitted.components_)
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """Images `[N, *event]` to codes `[N, code]`, `(x - mean) components^T`."""
+        return (_flat(x) - self.mean) @ self.components.T
+
+    def reconstruct(self, x: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
+        """Images `[N, *event]` to the nearest ones of the subspace: an `ImageFn`, for whom the index is nothing."""
+        return (self.encode(x) @ self.components + self.mean).reshape(x.shape)
+
+
+class PCACodes(NamedTuple):
+    """The baseline of every learnt code.
+
+    Attributes:
+      train, test: codes, `[N, code]` and `[M, code]`.
+      train_error, test_error: mean squared errors a pixel; that of the training images is the sum of the eigenvalues
+        of their covariance (with 1 / N) after the first `code`, divided by the number of pixels.
+      pca: what made them, to reconstruct other images with.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    train_error: float
+    test_error: float
+    pca: PCA
+
+
+def pca_codes(train_x: np.ndarray, test_x: np.ndarray, size: int, seed: int) -> PCACodes:
+    """The codes that PCA of the training images gives, and what it loses of them.
+
+    Args:
+      train_x, test_x: images `[N, *event]` and `[M, *event]`, finite.
+      size: of the code; PCA has no more than `min(N, pixels)`, and then loses nothing of the training images.
+      seed: of the random projections, where there are any.
+
+    Raises:
+      InputError: as in `PCA.fit` and `mean_squared_error`, or the events differ.
+    """
+    if train_x.shape[1:] != test_x.shape[1:]:
+        raise InputError(f"training images are {train_x.shape[1:]}, test images {test_x.shape[1:]}: give one shape")
+    pca = PCA.fit(train_x, size, seed)
+    errors = [mean_squared_error(x, pca.reconstruct(x)) for x in (train_x, test_x)]
+    return PCACodes(pca.encode(train_x), pca.encode(test_x), *errors, pca)
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float64).reshape(len(x), -1)  # eigenvalues far below the first need the digits
+
+
+def _in_batches(fn: ImageFn, x: np.ndarray) -> np.ndarray:
+    starts = range(0, len(x), BATCH)
+    batches = []
+    for start in starts:
+        indices = np.arange(start, min(start + BATCH, len(x)))
+        out = np.asarray(fn(x[indices], indices))
+        if out.shape != (len(indices), *x.shape[1:]):
+            raise InputError(
+                f"of images {(len(indices), *x.shape[1:])} came images {out.shape}: a reconstruction has the shape of "
+                "what it reconstructs"
+            )
+        batches.append(out)
+    return np.concatenate(batches) if batches else x
+
+
+def _errors(x: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The mean squared error of each image, `[N]`."""
+    if x.shape != other.shape or not x.size:
+        raise InputError(f"the images are {x.shape} and their reconstructions {other.shape}: give some, of one shape")
+    for images, what in ((x, "images"), (other, "reconstructions")):
+        if not np.isfinite(images).all():
+            bad = np.sum(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
+            raise InputError(f"{bad} of {len(images)} {what} are not finite: look at what made them")
+    return np.square(_flat(x) - _flat(other)).mean(axis=1)  # bytes, too, are subtracted as numbers
+
+
+def _decibels(error: float, data_range: float) -> float:
+    if not (data_range > 0 and math.isfinite(data_range)):
+        raise InputError(f"data_range is {data_range}: give the positive width of the range of a pixel, such as 1")
+    return 10 * math.log10(data_range**2 / error) if error > 0 else math.inf
+
+
+def _numbers(name: str, each: np.ndarray, data_range: float) -> dict[str, Any]:
+    error, decibels = float(each.mean()), _decibels(float(each.mean()), data_range)
+    stderr = float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else 0.0
+    return {
+        f"{name}_mse": error,
+        f"{name}_mse_stderr": stderr,
+        f"{name}_psnr": decibels if math.isfinite(decibels) else None,
+    }

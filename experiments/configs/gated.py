@@ -13,7 +13,9 @@ def get_config(dataset: str = "mnist") -> ConfigDict:
     config.model.update({"network": "gated_mlp", "hidden": (300, 300), "activation": "tanh", "latent_dim": 40})
     config.optimizer.schedule = "cosine"
     if dataset in ("mnist", "fashion_mnist", "binarized_mnist"):
-        config.bound.update({"kl_schedule": "linear", "kl_warmup_steps": 25_000})
-        config.train.update({"num_epochs": 600.0, "eval_every_steps": 5000, "checkpoint_every_steps": 5000})
+        config.bound.update({"kl_schedule": "linear", "kl_warmup_steps": 50_000})
+        config.train.update({"num_epochs": 500.0, "eval_every_steps": 5000, "checkpoint_every_steps": 5000})
         config.eval.num_samples = 5000
+    if dataset == "mnist":
+        config.data.validation_size = 0.0  # nothing is chosen by it: the weights are those of the last step
     return config

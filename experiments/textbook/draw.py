@@ -35,11 +35,16 @@ def beta(rows: Sequence[dict], floor: float) -> Figure:
     top.legend(frameon=False, fontsize=FONT - 1, labelcolor=INK)
     for axes, label in ((top, "nats"), (middle, "Fréchet distance\nof samples"), (bottom, "active units")):
         axes.set_ylabel(label, fontsize=FONT, color=INK)
-        axes.set_ylim(bottom=0)
+        if axes is not middle:
+            axes.set_ylim(bottom=0)
         axes.tick_params(labelsize=FONT - 1, labelcolor=INK, color=GREY)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
         axes.grid(axis="y", color="#E6E8EA", linewidth=0.8)
+    middle.set_yscale("log")
+    middle.set_ylim(floor / 2, 2 * max(row["frechet_distance"] for row in rows))
+    middle.tick_params(which="minor", color=GREY)
+    middle.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bottom.set_xscale("log")
     bottom.set_xlabel("β in training", fontsize=FONT, color=INK)
     bottom.xaxis.set_major_locator(FixedLocator(betas))

@@ -77,6 +77,26 @@ def test_bits_of_a_continuous_bernoulli_are_of_a_mass_that_sums_to_one(logit):
     assert sum(masses) == pytest.approx(1, abs=0.02)
 
 
+def test_chains_leave_the_bound_and_the_code_to_the_encoder():
+    """Whatever estimates log p(x), the elbo is the encoder's, and so is what its code says."""
+    run = build.build(load("model.hidden=8", "model.latent_dim=2"))
+    params = training.replicate(run.init_state().params)
+    chains = evaluate.evaluate(run, params, "test", 3, 20, "ais")
+    usual = evaluate.evaluate(run, params, "test", evaluate.KL_SAMPLES, 20)
+    for key in ("elbo", "kl", "kl_per_dim", "active_units", "mutual_information", "collapsed"):
+        assert chains[key] == usual[key], key
+    assert chains["nll"] != usual["nll"]
+
+
+def test_where_iwae_is_trained_its_bound_is_measured_beside_the_elbo():
+    run = build.build(load("model.hidden=8", "bound.name=iwae", "bound.num_samples=5"))
+    row = evaluate.split_bound(run, training.replicate(run.init_state().params), "validation")
+    assert row["num_samples"] == 5
+    assert row["elbo"] < row["iwae_bound"] < 0
+    plain = build.build(load("model.hidden=8"))
+    assert "iwae_bound" not in evaluate.split_bound(plain, training.replicate(plain.init_state().params), "validation")
+
+
 def test_not_finite():
     run = build.build(load("model.hidden=8"))
     params = run.init_state().params

@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from scipy import linalg
 
 from aevb import data
-from experiments import checks, settings
+from aevb.errors import InputError
+from experiments import checks, settings, side_by_side, train
 from experiments.textbook import beta, likelihoods, photos, sample_quality
 
 
@@ -93,3 +95,49 @@ def test_the_squares_of_a_photograph_are_its_pixels():
     assert squares.shape == (2 * 3, 2, 2, 3)
     np.testing.assert_array_equal(squares[0], photo[:2, :2])
     np.testing.assert_array_equal(squares[4], photo[2:4, 2:4])
+
+
+@pytest.mark.parametrize("argument", ["mnist", "digits,iwae,5", "mnist,sgvb_a,5", "mnist,iwae,five"])
+def test_burdas_config_names_what_it_does_not_know(argument):
+    with pytest.raises(InputError, match=f"burda.py:{argument} names no run of this file"):
+        settings.load(f"experiments/configs/burda.py:{argument}", [])
+
+
+def made(folder, training, **changed):
+    """The files that say what a finished run was."""
+    folder.mkdir()
+    config = settings.load(training.arguments[0].removeprefix("--config="), training.arguments[1:])
+    for key, value in changed.items():
+        section, _, name = key.partition("__")
+        config[section][name] = value
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "summary.json").write_text("{}")
+
+
+def test_a_longer_run_is_no_row_of_a_shorter_one(tmp_path):
+    training = beta.training(2.0, seed=0, num_epochs=2.0)
+    made(tmp_path / training.name, training, train__num_epochs=6.0)
+    with pytest.raises(InputError, match="was trained for 6 epochs, not 2"):
+        side_by_side.check_length(training, epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changed", "alike"),
+    [
+        ({}, True),
+        ({"train__num_epochs": 6.0}, True),
+        ({"train__num_epochs": 1.0}, False),
+        ({"model__latent_dim": 3}, False),
+    ],
+)
+def test_only_the_same_run_need_not_be_made_again(tmp_path, changed, alike):
+    training = beta.training(2.0, seed=0, num_epochs=2.0)
+    made(tmp_path / training.name, training, **changed)
+    assert side_by_side._long_enough(epath.Path(tmp_path / training.name), training) == alike
+
+
+def test_models_are_chosen_by_the_bound_that_is_trained():
+    rows = [{"split": "validation", "elbo": -3.0, "iwae_bound": -2.0}, {"split": "train", "elbo": 0.0}]
+    rows += [{"split": "validation", "elbo": -2.5, "iwae_bound": -2.2}]
+    assert train.validation_scores(rows) == [-2.0, -2.2]
+    assert train.validation_scores([{"split": "validation", "elbo": -1.0}]) == [-1.0]

@@ -96,7 +96,7 @@ def test_a_shared_scale_falls_to_its_floor_where_the_errors_are_smaller(make):
 
 
 def test_a_shared_scale_is_one_generative_parameter_and_starts_at_one():
-    model = models.vae((2, 3), 2, likelihood=Gaussian(scale="shared", min_scale=0.0))
+    model = models.vae((2, 3), 2, likelihood=Gaussian(scale="shared", min_scale=1e-6))
     params = quick_jit(lambda key: models.init(model, key))(jax.random.key(0))
     assert models.generative(params)["likelihood"] == {"log_squared_scale": jnp.zeros(())}
     distribution = model.bind({"params": params}).decode(jnp.zeros(2))

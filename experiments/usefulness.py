@@ -106,20 +106,19 @@ def restored(run: Run, params: Any, x: dict[str, np.ndarray]) -> dict[str, Any]:
     A masked autoencoder is trained on hidden patches alone: of the patches that it sees it says nothing, so it fills in
     and does not take noise away.
     """
-    told = training.unreplicate(params)
     if isinstance(run.model, models.MaskedAutoencoder):
         if run.model.normalise:
             return {}
-        fill = filling(run, told, restoration.centred_rectangle(*run.model.event_shape[:2], HIDDEN_SHARE))
+        fill = filling(run, params, restoration.centred_rectangle(*run.model.event_shape[:2], HIDDEN_SHARE))
         return {"inpainting": restoration.inpainting(x["held out"], fill, HIDDEN_SHARE, data_range(x["train"]))}
-    reconstruct = jax.jit(jax.vmap(lambda x: reconstruct_one(run, told, x)))
-    return restorations(run, lambda batch, indices: np.asarray(reconstruct(batch)), x)
+    return restorations(run, reconstructing(run, params), x)
 
 
-def reconstruct_one(run: Run, params: Any, x: jax.Array) -> jax.Array:
-    """The mean of p(x | z) at the code of what is seen, `[*event]` both."""
-    model = run.model.bind({"params": params})
-    return model.decode(model.encode(x).mean).mean
+def reconstructing(run: Run, params: Any) -> restoration.ImageFn:
+    """The mean of p(x | z) at the code of what is seen; of replicated parameters."""
+    model = run.model.bind({"params": training.unreplicate(params)})
+    reconstruct = jax.jit(jax.vmap(lambda x: model.decode(model.encode(x).mean).mean))
+    return lambda batch, indices: np.asarray(reconstruct(batch))
 
 
 def restored_by_pca(run: Run, pca: restoration.PCA, x: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def noisy(run: Run, name: str, level: float, width: float) -> restoration.ImageF
 
 def filling(run: Run, params: Any, hidden: np.ndarray) -> restoration.ImageFn:
     """Of a masked autoencoder: images with every patch that touches what is hidden `[H, W]` as it is predicted."""
-    model = run.model
+    model, params = run.model, training.unreplicate(params)
     each = np.asarray(vit.patches(hidden[:, :, None].astype(np.float32), model.patch_size, model.pad))
     visible = np.flatnonzero(~each.any(axis=1))
 

@@ -110,7 +110,7 @@ def test_a_masked_autoencoder_fills_in_without_looking():
     run = run_of("mae", "train.num_epochs=1")
     params = run.init_state().params
     hidden = restoration.centred_rectangle(8, 8, usefulness.HIDDEN_SHARE)
-    fill = usefulness.filling(run, params, hidden)
+    fill = usefulness.filling(run, training.replicate(params), hidden)
     x = np.float32(unit(run.dataset.test.examples[:5]))
     other = x.copy()
     other[:, hidden] = 0.7

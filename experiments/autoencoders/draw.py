@@ -56,7 +56,7 @@ def curved(data: np.ndarray, rebuilt: dict[str, np.ndarray], turns: np.ndarray) 
         axes.view_init(elev=10, azim=-68)
         axes.set_box_aspect((3, 2.1, 3), zoom=1.35)
         axes.set(xlim=(-1.5, 1.5), ylim=(0, 2.1), zlim=(-1.5, 1.5), xticks=[], yticks=[], zticks=[])
-        axes.set_title(title, fontsize=FONT - 1, color=INK, y=1.0)
+        axes.set_title(title, fontsize=FONT - 1, color=INK, y=1.04)
         for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
             axis.set_pane_color((1, 1, 1, 0))
             axis.line.set_color(GREY)

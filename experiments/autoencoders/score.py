@@ -56,7 +56,7 @@ def true_score(noise: float) -> Score:
 
 def points(num: int, key: jax.Array) -> np.ndarray:
     """Clean points, `[num, 2]`."""
-    return np.asarray(mixture(0.0).sample(key, (num,)))
+    return np.asarray(jax.vmap(mixture(0.0).sample)(jax.random.split(key, num)))
 
 
 def learned_score(noise: float, seed: int) -> Score:

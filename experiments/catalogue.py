@@ -67,7 +67,7 @@ CATALOGUE = {
     "denoising_mse": Metric(RESTORATION, "", "", -1, 5),
     "inpainting_mse": Metric(
         RESTORATION, "rectangle, squared error", "", -1, 5,
-        "the mean image knows nothing of what surrounds the rectangle",
+        "the mean image fills in the mean of these images",
     ),
     "probe_accuracy": _share(CODES, "linear probe", "the linear probe learns from all labels"),
     "knn_accuracy": _share(CODES, "5 neighbours", "neighbours are the nearest codes of training examples"),

@@ -23,7 +23,7 @@ from experiments.workdir import write_csv, write_text
 PAGE, TABLE = "comparison.html", "comparison.csv"
 CAPTIONS = {  # in the order of the page
     "learning_curves.png": "Learning curves on validation, a line a run. What cannot be compared has an axis of its "
-    "own. Squared errors are sums over elements.",
+    "own. Squared errors are sums over elements, those of masked patches means.",
     "reconstructions.png": "The same test images as each model gives them back, decoded from the code of each. What is "
     "blurred or lost, the code does not carry.",
     "label_efficiency.png": "Accuracy of a linear probe of the codes against the number of labels that it learns from. "

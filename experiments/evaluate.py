@@ -24,7 +24,7 @@ from aevb.inference.annealed_importance import NUM_TEMPERATURES, AISEstimate, an
 from aevb.inference.diagnostics import active_units, code_information, posterior_collapse
 from aevb.inference.importance import importance_estimate
 from aevb.inference.marginal_likelihood import HMCEstimate, check_chains, hmc_estimate
-from experiments import build, checkpointed, choices, cli, numbers, reconstruct, report, workdir
+from experiments import build, checkpointed, choices, cli, numbers, reconstruct, report, usefulness, workdir
 from experiments.build import Run
 
 DatapointFn = Callable[[Any, Datapoint, jax.Array], Any]
@@ -301,6 +301,13 @@ def bits_per_dim(run: Run, split: data.Split, nll: float) -> dict[str, Any]:
     return {"bits_per_dim": bits, "convention": f"log {words}, nats per datapoint{given}{of_levels}"}
 
 
+def downstream_of(folder: epath.Path, which: dict[str, Any]) -> dict[str, Any] | None:
+    """What an evaluation before this one told of the codes, if it was of the same weights."""
+    path = folder / "evaluation.json"
+    before = workdir.read_json(path) if path.exists() else {}
+    return before.get("downstream") if which.items() <= before.items() else None
+
+
 def share_at_ends(split: data.Split) -> float:
     """The share of the bytes of a split that are 0 or 255."""
     return float(np.mean([np.isin(split.examples[i], (0, 255)).mean() for i in range(len(split.examples))]))
@@ -317,9 +324,16 @@ def main(argv: list[str]) -> None:
     run = build.build(workdir.read_config(folder))
     estimator = flags.FLAGS.estimator or run.evaluation["estimator"]
     check_estimator(run, estimator)
+    if flags.FLAGS.downstream:
+        usefulness.check(run)
     params, which = checkpointed.restore(run, folder)
     num_samples = flags.FLAGS.num_samples or (0 if estimator == "none" else ESTIMATORS[estimator][1])
     result = evaluate(run, params, split_name, num_samples, flags.FLAGS.max_examples, estimator) | which
+    if flags.FLAGS.downstream:
+        print("judging codes and reconstructions", file=sys.stderr, flush=True)
+        result["downstream"] = usefulness.judge(run, params, split_name, flags.FLAGS.max_examples)
+    elif kept := downstream_of(folder, which):
+        result["downstream"] = kept
     workdir.write_json(folder / "evaluation.json", result)
     report.write(folder)
     print(json.dumps(result, indent=2))
@@ -335,5 +349,6 @@ if __name__ == "__main__":
         "Importance samples, posterior samples or chains; 5000, 50 or 16 unless given.",
         lower_bound=1,
     )
+    flags.DEFINE_bool("downstream", False, "Also what codes and reconstructions are good for, beside pixels and PCA.")
     flags.DEFINE_integer("max_examples", None, "Evaluate the first so many; all unless given.", lower_bound=1)
     cli.run(main)

@@ -164,13 +164,9 @@ def restorations(artist: Artist, num: int) -> tuple[Any, Arrays]:
 
     def one(params: Any, point: data.Datapoint, key: jax.Array) -> Arrays:
         bound = model.bind({"params": params})
-        restored, patches = bound(point.x, key), bound.patches(point.x)
-        told = restored.predicted
-        if model.normalise:  # back into units of x, by the mean and variance of the true patch
-            told = told * jnp.sqrt(patches.var(axis=1, keepdims=True)) + patches.mean(axis=1, keepdims=True)
-        hidden = restored.masked[:, None]
-        seen = jnp.where(hidden, 0.5, patches)
-        return {"x": point.x, "seen": bound.image(seen), "mean": bound.image(jnp.where(hidden, told, patches))}
+        restored = bound(point.x, key)
+        seen = jnp.where(restored.masked[:, None], 0.5, bound.patches(point.x))
+        return {"x": point.x, "seen": bound.image(seen), "mean": bound.whole(restored, point.x)}
 
     mapped = artist.run.map_split(one, artist.split_name)
     split, key = data.head(artist.split, num), artist.run.split_key(artist.split_name)

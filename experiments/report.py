@@ -63,16 +63,19 @@ def write(workdir: epath.PathLike) -> epath.Path:
     config = read_json(workdir / "config.json")
     metrics = read_metrics(workdir)
     summary = read_if_there(workdir / "summary.json")
-    evaluation = worth_more(read_if_there(workdir / "evaluation.json"), summary.get("evaluation") or {})
+    by_hand = read_if_there(workdir / "evaluation.json")
+    evaluation = worth_more(by_hand, summary.get("evaluation") or {})
     grey = config["data"]["binarization"] == "grey"
     page = TEMPLATES.get_template("report.html.jinja").render(
-        title=f"VAE ({config['model']['network']}) · {config['dataset']}",
+        title=f"{_kind(config['model'])} ({config['model']['network']}) · {config['dataset']}",
         status=_status(summary, metrics),
         density=evaluation.get("density", summary.get("density", not grey)),
         headline=_headline(summary, evaluation, metrics),
         conventions=_conventions(config, metrics, summary, evaluation) + _gap(read_if_there(workdir / "gap.json")),
         pictures=_pictures(workdir / "figures"),
         bounds=_bounds(summary, metrics),
+        downstream=_downstream(by_hand.get("downstream", {})),
+        draw="latents" if config["model"]["posterior"] == "point_mass" else "samples",
         settings=flatten(config),
         machine=flatten({**summary.get("versions", {}), **summary.get("hardware", {})}),
         workdir=shlex.quote(str(workdir)),
@@ -91,6 +94,12 @@ def worth_more(by_hand: dict, at_the_end: dict) -> dict:
 
 
 # --- Numbers ------------------------------------------------------------------------------------------------
+
+
+def _kind(model: dict) -> str:
+    if model["posterior"] != "point_mass":
+        return "VAE"
+    return "Masked autoencoder" if model["network"] == "vit" else "Autoencoder"
 
 
 def _bound_name(name: str) -> str:
@@ -288,6 +297,59 @@ def _bounds(summary: dict, metrics: list[dict]) -> list[dict]:
         {"split": split, "which": which, "step": f"{row['step']:,}"} | {key: decimal(row[key]) for key in numbers}
         for split, which, row in found
     ]
+
+
+# What codes and reconstructions are good for: of each number its column, its factor and its digits.
+_CODES = {
+    "code_size": ("code size", 1, 0),
+    "probe_accuracy": ("linear probe, %", 100, 2),
+    "knn_accuracy": ("5 neighbours, %", 100, 2),
+    "accuracy_10_labels": ("probe of 10 labels, %", 100, 1),
+    "accuracy_100_labels": ("of 100, %", 100, 1),
+    "accuracy_1000_labels": ("of 1,000, %", 100, 1),
+    "kmeans_nmi": ("k-means NMI", 1, 3),
+    "kmeans_ari": ("k-means ARI", 1, 3),
+    "anomaly_auroc": ("anomaly AUROC", 1, 3),
+}
+
+
+def _downstream(told: dict) -> dict:
+    """The two tables of `evaluate --downstream`, and how they were made; nothing where it was not run."""
+    if not told:
+        return {}
+    rows = told.get("representations", {})
+    columns = [key for key in _CODES if any(key in row for row in rows.values())]
+    codes = {
+        "columns": [_CODES[key][0] for key in columns],
+        "rows": {
+            name: [decimal(row[key] * _CODES[key][1], _CODES[key][2]) if key in row else "" for key in columns]
+            for name, row in rows.items()
+        },
+    }
+    restored = {name: _restored(row) for name, row in told["restoration"].items() if row}
+    images = {
+        "columns": list(next(iter(restored.values()), {})),
+        "rows": {name: list(row.values()) for name, row in restored.items()},
+    }
+    return {
+        "note": f"Learned from the codes of {told['num_train']:,} training examples, measured on {told['num_test']:,} "
+        f"of the {told['split']} split; every encoder is shown the clean examples as they are stored. Clusters and "
+        "restorations are of the latter alone. dB are of the PSNR at the range of the data; higher is better in every "
+        "column of numbers.",
+        "codes": codes if rows else None,
+        "images": images if restored else None,
+    }
+
+
+def _restored(row: dict) -> dict[str, str]:
+    """A row of PSNR by column."""
+    found = {"reconstruction, dB": row["reconstruction_psnr"]} if "reconstruction_psnr" in row else {}
+    for noise, each in row.get("denoising", {}).items():
+        found[f"{noise} (noisy: {decimal(each['noisy_psnr'], 1)}), dB"] = each["denoising_psnr"]
+    if "inpainting" in row:
+        share = row["inpainting"]["inpainting_share"]
+        found[f"hidden centre, {100 * share:.0f} %, dB"] = row["inpainting"]["inpainting_psnr"]
+    return {name: "exact" if value is None else decimal(value, 1) for name, value in found.items()}
 
 
 def _pictures(folder: epath.Path) -> list[dict]:

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from aevb.errors import InputError
 from experiments import cli, settings, workdir
@@ -33,6 +34,26 @@ class Training(NamedTuple):
     num_epochs: float
 
 
+class Job(NamedTuple):
+    """A command to be run.
+
+    Attributes:
+      name: to call it by.
+      arguments: of `python -m`.
+      log: the file that is added to with what it prints.
+    """
+
+    name: str
+    arguments: list[str]
+    log: str
+
+
+def training(name: str, config: str, overrides: Sequence[str]) -> Training:
+    """The run of a file of experiments/configs and KEY=VALUE overrides, in a folder of this name."""
+    arguments = [f"--config=experiments/configs/{config}", *(f"--config.{override}" for override in overrides)]
+    return Training(name, arguments, _asked(arguments).train.num_epochs)
+
+
 def train(runs: Sequence[Training], root: epath.Path, num: int | None, fine: Sequence[int] = (0,)) -> None:
     """Bring every run to its length, `num` side by side: one a device, or one a core, if that is None.
 
@@ -40,6 +61,26 @@ def train(runs: Sequence[Training], root: epath.Path, num: int | None, fine: Seq
       InputError: runs ended in another exit code than those that are fine; the others are done. Names their logs.
     """
     root.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        Job(
+            each.name,
+            ["experiments.train", *each.arguments, f"--workdir={root / each.name}"],
+            f"{root / each.name}.log",
+        )
+        for each in runs
+        if not _long_enough(root / each.name, each)
+    ]
+    run(jobs, num, fine)
+
+
+def run(jobs: Sequence[Job], num: int | None, fine: Sequence[int] = (0,)) -> None:
+    """Run every command, `num` side by side: one a device, or one a core, if that is None.
+
+    Raises:
+      InputError: some ended in another exit code than those that are fine; the others are done. Names their logs.
+    """
+    if not jobs:
+        return
     places = SimpleQueue()
     for place in _places(num):
         places.put(place)
@@ -53,35 +94,31 @@ def train(runs: Sequence[Training], root: epath.Path, num: int | None, fine: Seq
 
     before = {signum: signal.signal(signum, stop) for signum in cli.STOPS}
 
-    def work(run: Training) -> str | None:
-        """Make one run on the first free place; its name if it failed."""
-        folder, place = root / run.name, places.get()
-        started = time.perf_counter()
+    def work(job: Job) -> Job | None:
+        """Run one command on the first free place; the command itself if it failed."""
+        place, started = places.get(), time.perf_counter()
         try:
-            if stopped or _long_enough(folder, run):
+            if stopped:
                 return None
-            with open(f"{folder}.log", "a") as log:
-                command = [sys.executable, "-m", "experiments.train", *run.arguments, f"--workdir={folder}"]
-                child = subprocess.Popen(command, stdout=log, stderr=log, **place)
+            with open(job.log, "a") as log:
+                child = subprocess.Popen([sys.executable, "-m", *job.arguments], stdout=log, stderr=log, **place)
                 children.append(child)
                 if stopped:  # since it was looked at
                     child.terminate()
                 code = child.wait()
         finally:
             places.put(place)
-        print(f"{run.name}: exit code {code} after {time.perf_counter() - started:.0f} s", flush=True)
-        return None if code in (*fine, cli.PREEMPTED) else run.name
+        print(f"{job.name}: exit code {code} after {time.perf_counter() - started:.0f} s", flush=True)
+        return None if code in (*fine, cli.PREEMPTED) else job
 
     with ThreadPoolExecutor(max_workers=places.qsize()) as pool:
-        failed = [name for name in pool.map(work, runs) if name]
+        failed = [job for job in pool.map(work, jobs) if job]
     for signum, handler in before.items():
         signal.signal(signum, handler)
     if stopped:
         cli.fail(f"stopped by {signal.Signals(stopped[0]).name}: run the same command to go on", cli.PREEMPTED)
     if failed:
-        raise InputError(
-            f"{len(failed)} of {len(runs)} runs failed: see {', '.join(f'{root}/{name}.log' for name in failed)}"
-        )
+        raise InputError(f"{len(failed)} of {len(jobs)} runs failed: see {', '.join(job.log for job in failed)}")
 
 
 def _places(num: int | None) -> list[dict]:
@@ -122,7 +159,12 @@ def _long_enough(folder: epath.Path, run: Training) -> bool:
     if not (folder / "summary.json").exists():
         return False
     made = settings.flatten(workdir.read_config(folder).to_dict())
-    asked = settings.flatten(settings.load(run.arguments[0].removeprefix("--config="), run.arguments[1:]).to_dict())
+    asked = settings.flatten(_asked(run.arguments).to_dict())
     of_length = ("train.num_epochs", "optimizer.decay_steps")  # the second is filled in from the first
     alike = all(made[key] == value for key, value in asked.items() if key not in of_length)
     return alike and made["train.num_epochs"] >= run.num_epochs
+
+
+def _asked(arguments: Sequence[str]) -> ConfigDict:
+    """The config that the arguments of `experiments.train` name."""
+    return settings.load(arguments[0].removeprefix("--config="), arguments[1:])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aevb.data.arrays import read_arrays
 from aevb.data.folder import read_folder
+from aevb.data.generated import read_swiss_roll
 from aevb.data.published import read_digits, read_published
 from aevb.data.splits import Datapoint, Dataset, LabelContext, RandomAccess, Split, divide, head, label_context
 from aevb.data.tfds_source import read_tfds
@@ -19,6 +20,7 @@ SOURCES: dict[str, Callable[[str, Path | None, int], dict[str, Split]]] = {
     "fashion_mnist": read_published,
     "binarized_mnist": read_published,
     "frey_face": read_published,
+    "swiss_roll": read_swiss_roll,
     "arrays": read_arrays,
     "folder": read_folder,
     "tfds": read_tfds,

@@ -82,6 +82,15 @@ class MaskedAutoencoder(nn.Module):
         """The image `[H, W, C]` of patches `[N, P]`."""
         return vit.unpatched(patches, self.event_shape, self.patch_size)
 
+    def whole(self, restored: Restored, x: jax.Array) -> jax.Array:
+        """The image `[H, W, C]` with the masked patches as predicted; x gives the others.
+
+        Where patches are normalised, the mean and variance that were taken out of a target are those of the true patch.
+        """
+        each = self.patches(x)
+        told = vit.unnormalised(restored.predicted, each) if self.normalise else restored.predicted
+        return self.image(jnp.where(restored.masked[:, None], told, each))
+
     def patches(self, x: jax.Array) -> jax.Array:
         """The patches `[N, P]` of an image."""
         return vit.patches(x, self.patch_size, self.pad)

@@ -109,6 +109,12 @@ def normalised(patches: jax.Array) -> jax.Array:
     return (patches - mean) / jnp.sqrt(patches.var(axis=-1, keepdims=True) + VARIANCE_FLOOR)
 
 
+def unnormalised(values: jax.Array, patches: jax.Array) -> jax.Array:
+    """The inverse of `normalised`: `values * sqrt(var(patches) + VARIANCE_FLOOR) + mean(patches)`, `[N, P]` all."""
+    mean = patches.mean(axis=-1, keepdims=True)
+    return values * jnp.sqrt(patches.var(axis=-1, keepdims=True) + VARIANCE_FLOOR) + mean
+
+
 def sample_mask(key: jax.Array, num_patches: int, ratio: float) -> jax.Array:
     """Which patches stay visible: a uniform draw without replacement of `V = N - round(ratio N)` of N, at least one.
 

@@ -18,6 +18,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.data.binarization = "none"
     config.model.update({"posterior": "point_mass", "likelihood": "gaussian", "scale": "fixed", "fixed_scale": HALF})
     config.model.update({"hidden": (500, 250), "activation": "relu", "sigmoid_mean": False, "latent_dim": 30})
+    if dataset == "swiss_roll":
+        config.model.update({"hidden": (128, 128), "latent_dim": 2})
+        config.optimizer.schedule, config.train.num_epochs = "cosine", 300.0
     config.learner.name = "autoencoding"
     config.eval.update({"curve_measure": "reconstruction", "estimator": "none"})
     return config

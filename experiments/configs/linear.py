@@ -11,5 +11,5 @@ from experiments.configs import deep
 def get_config(dataset: str = "digits") -> ConfigDict:
     config = deep.get_config(dataset)
     config.model.hidden = ()
-    config.optimizer.schedule = "cosine"
+    config.optimizer.update({"schedule": "cosine", "learning_rate": 1e-2})
     return config

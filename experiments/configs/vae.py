@@ -47,6 +47,7 @@ DATASETS = {
         "model": {**_IMAGES["model"], "hidden": (200,), "latent_dim": 2},
         "train": {"num_epochs": 500.0},
     },
+    "swiss_roll": {"model": {"likelihood": "gaussian", "latent_dim": 2}},
     "folder": _IMAGES | _OWN,
     "arrays": {"model": {"likelihood": "gaussian"}} | _OWN,
 }

@@ -14,9 +14,8 @@ from absl import flags
 from etils import epath
 
 from aevb.errors import InputError
-from experiments import cli, settings, side_by_side, workdir
+from experiments import cli, side_by_side, workdir
 
-CONFIGS = "experiments/configs/"
 # A config, and what a run changes in it.
 RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "vae": ("vae.py:mnist", ()),
@@ -52,19 +51,12 @@ COLUMNS = (
 )
 
 
-def arguments(name: str, seed: int, num_epochs: float | None) -> list[str]:
-    """The arguments of `experiments.train`, but for its --workdir."""
+def training(name: str, seed: int, num_epochs: float | None) -> side_by_side.Training:
+    """The run of a name, which its folder has too."""
     config, overrides = RUNS[name]
     given = {"seed": seed, "train.num_epochs": num_epochs}
     overrides = [*overrides, *(f"{key}={value}" for key, value in given.items() if value)]
-    return [f"--config={CONFIGS}{config}", *(f"--config.{override}" for override in overrides)]
-
-
-def training(name: str, seed: int, num_epochs: float | None) -> side_by_side.Training:
-    """The run of a name, which its folder has too."""
-    given = arguments(name, seed, num_epochs)
-    config = settings.load(given[0].removeprefix("--config="), given[1:])
-    return side_by_side.Training(f"{name}_seed{seed}", given, config.train.num_epochs)
+    return side_by_side.training(f"{name}_seed{seed}", config, overrides)
 
 
 def row(folder: epath.Path, name: str, command: list[str]) -> dict[str, str | int | float] | None:

@@ -139,6 +139,38 @@ def test_the_gap_is_told_with_its_errors(tmp_path):
     ) in page_of(tmp_path, summary=SUMMARY, gap=gap).text
 
 
+def test_what_codes_are_good_for_is_told_in_two_tables(tmp_path):
+    noisy = {"denoising_mse": 0.01, "denoising_psnr": 20.04, "noisy_psnr": 12.06}
+    restored = {
+        "reconstruction_psnr": 24.96,
+        "denoising": {"gaussian 0.25": noisy},
+        "inpainting": {"inpainting_psnr": 14.55, "inpainting_share": 0.25},
+    }
+    codes = {"code_size": 30, "probe_accuracy": 0.97123, "kmeans_nmi": 0.5125}
+    told = {
+        "split": "test",
+        "num_train": 50_000,
+        "num_test": 10_000,
+        "restoration": {"model": restored, "PCA": restored | {"reconstruction_psnr": None}},
+        "representations": {"model": codes, "pixels": codes | {"code_size": 784, "accuracy_10_labels": 0.5}},
+    }
+    text = page_of(tmp_path, summary=SUMMARY, evaluation=SUMMARY["evaluation"] | {"downstream": told}).text
+    for words in (
+        "Learned from the codes of 50,000 training examples, measured on 10,000 of the test split",
+        "gaussian 0.25 (noisy: 12.1), dB",
+        "hidden centre, 25 %, dB",
+    ):
+        assert words in text, words
+    text = " ".join(text.split())
+    table = "k-means NMI model 30 97.12 0.512 pixels 784 97.12 50.0 0.512 restored by"  # of 10 labels it has none
+    for row in (table, "model 25.0 20.0 14.6 PCA exact 20.0 14.6"):
+        assert row in text, row
+    bare = {name: told[name] for name in told if name != "representations"}
+    text = page_of(tmp_path, summary=SUMMARY, evaluation=SUMMARY["evaluation"] | {"downstream": bare}).text
+    assert "linear probe" not in text and "hidden centre" in text
+    assert "What the codes" not in page_of(tmp_path, summary=SUMMARY, evaluation=SUMMARY["evaluation"]).text
+
+
 def test_each_number_stands_with_its_convention(tmp_path):
     page = page_of(tmp_path, summary=SUMMARY, evaluation=EVALUATION)
     assert page.text.startswith("VAE (mlp) · mnist VAE (mlp) · mnist early stopped · 99,500 of 100,000 steps")

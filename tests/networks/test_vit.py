@@ -21,6 +21,7 @@ from aevb.networks.vit import (
     patches,
     positions,
     sample_mask,
+    unnormalised,
     unpatched,
 )
 
@@ -307,6 +308,7 @@ def test_normalised_patches_have_mean_0_and_variance_1():
     x = np.asarray(cut, np.float64)
     np.testing.assert_allclose(targets[3], (x[3] - x[3].mean()) / x[3].std(), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(normalised(jnp.full((2, 16), 0.5)), np.zeros((2, 16)))
+    np.testing.assert_allclose(unnormalised(normalised(cut), cut), cut, atol=1e-5)
 
 
 def test_the_work_of_the_encoder_falls_with_the_visible_share():

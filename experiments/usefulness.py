@@ -1,0 +1,173 @@
+"""What the codes and the reconstructions of a run are good for, never without what they are to be compared with.
+
+The functions of downstream.py and restoration.py, handed a run: its encoder beside the same one before training, raw
+pixels and PCA of as many components; its reconstructions beside PCA's. Every one of them sees the same clean examples
+as they are stored, grey where they are grey, whatever the training made of them.
+"""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from aevb import data, models, training
+from aevb.data.binarization import make_preprocess
+from aevb.data.corruption import CORRUPTIONS
+from aevb.errors import InputError
+from aevb.networks import vit
+from experiments import downstream, numbers, restoration
+from experiments.build import Run
+
+# Of the noise that is to be taken away: for a range of 1, gaussian's standard deviation, masking's share of elements.
+NOISES = (("gaussian", 0.1), ("gaussian", 0.25), ("gaussian", 0.5), ("masking", 0.25), ("masking", 0.5))
+HIDDEN_SHARE = 0.25  # of the area of an image that is to be filled in
+BATCH = 500
+
+
+def check(run: Run) -> None:
+    """Refuse a run whose codes, by themselves, say nothing, or whose data PCA cannot take.
+
+    Raises:
+      InputError: there is no encoder, the encoder is told the label, or the data are not in memory.
+    """
+    if not run.learner.has_encoder:
+        raise InputError(f"--downstream judges codes, and {run.facts['learner']} trains no encoder: leave it out")
+    if run.context is not None:
+        raise InputError(
+            "--downstream judges codes, and those of a model that is told the label hold what is left beside it: train "
+            "with --config.model.context=none"
+        )
+    if not isinstance(run.dataset.train.examples, np.ndarray):
+        raise InputError(
+            f"--downstream needs {run.dataset.name} in memory, for PCA: raise config.data.memory_limit_mb, which is "
+            f"{run.config.data.memory_limit_mb}"
+        )
+
+
+def judge(run: Run, params: Any, split_name: str, max_examples: int | None = None) -> dict[str, Any]:
+    """Everything, of replicated parameters on a split: what evaluation.json holds as `downstream`.
+
+    Returns:
+      `representations`, of `downstream.table`, where the data has classes: of the model, the untrained encoder, pixels
+      and PCA, learned from the codes of the training split; and `restoration` of the model and PCA. The seed is the
+      run's.
+
+    Raises:
+      InputError: as in `check`, or the labels are not classes of at least 2 kinds.
+      NonFiniteError: a code or a reconstruction is not finite.
+    """
+    check(run)
+    start = time.perf_counter()
+    train, held_out = run.dataset.train, data.head(run.split(split_name), max_examples)
+    x = {"train": values(train.examples), "held out": values(held_out.examples)}
+    size = min(run.model.latent_dim, *x["train"].reshape(len(x["train"]), -1).shape)
+    pca = restoration.PCA.fit(x["train"], size, run.config.seed)
+    told: dict[str, Any] = {
+        "split": split_name,
+        "num_train": len(train.examples),
+        "num_test": len(held_out.examples),
+        "seed": run.config.seed,
+        "restoration": {"model": restored(run, params, x), "PCA": restored_by_pca(run, pca, x)},
+    }
+    if train.labels is not None and train.labels.ndim == 1:
+        untrained = training.replicate(run.init_state().params)
+        codes = {
+            "model": tuple(encode(run, params, split) for split in (train, held_out)),
+            "untrained encoder": tuple(encode(run, untrained, split) for split in (train, held_out)),
+            "pixels": tuple(each.reshape(len(each), -1) for each in x.values()),
+            "PCA": tuple(pca.encode(each) for each in x.values()),
+        }
+        told["representations"] = downstream.table(codes, train.labels, held_out.labels, run.config.seed)
+    return told | {"seconds": time.perf_counter() - start}
+
+
+def values(examples: np.ndarray) -> np.ndarray:
+    """Stored examples as float32, bytes as value / 255."""
+    return np.float32(examples) / np.float32(255) if examples.dtype == np.uint8 else np.float32(examples)
+
+
+def encode(run: Run, params: Any, split: data.Split) -> np.ndarray:
+    """The codes of examples, means of the posterior: `[N, latent]`, of the examples as they are stored."""
+
+    def one(params: Any, point: data.Datapoint, key: jax.Array) -> jax.Array:
+        del key
+        return run.model.bind({"params": params}).encode(point.x).mean
+
+    mapped = training.map_examples(one, make_preprocess("none"), BATCH)
+    codes = training.collect(mapped(params, split, run.eval_key))
+    numbers.check_finite(codes, f"the codes of {run.dataset.name}")
+    return codes
+
+
+def restored(run: Run, params: Any, x: dict[str, np.ndarray]) -> dict[str, Any]:
+    """How well the model gives back what it was shown, and what was hidden from it.
+
+    A masked autoencoder is trained on hidden patches alone: of the patches that it sees it says nothing, so it fills in
+    and does not take noise away.
+    """
+    if isinstance(run.model, models.MaskedAutoencoder):
+        if run.model.normalise:
+            return {}
+        fill = filling(run, params, restoration.centred_rectangle(*run.model.event_shape[:2], HIDDEN_SHARE))
+        return {"inpainting": restoration.inpainting(x["held out"], fill, HIDDEN_SHARE, data_range(x["train"]))}
+    return restorations(run, reconstructing(run, params), x)
+
+
+def reconstructing(run: Run, params: Any) -> restoration.ImageFn:
+    """The mean of p(x | z) at the code of what is seen; of replicated parameters."""
+    model = run.model.bind({"params": training.unreplicate(params)})
+    reconstruct = jax.jit(jax.vmap(lambda x: model.decode(model.encode(x).mean).mean))
+    return lambda batch, indices: np.asarray(reconstruct(batch))
+
+
+def restored_by_pca(run: Run, pca: restoration.PCA, x: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The same of PCA; of what a masked autoencoder is not asked, PCA is not."""
+    if isinstance(run.model, models.MaskedAutoencoder):
+        if run.model.normalise:
+            return {}
+        fill = pca.reconstruct
+        return {"inpainting": restoration.inpainting(x["held out"], fill, HIDDEN_SHARE, data_range(x["train"]))}
+    return restorations(run, pca.reconstruct, x)
+
+
+def restorations(run: Run, reconstruct: restoration.ImageFn, x: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Reconstruction, the noises taken away, and, of images, the rectangle filled in."""
+    width, clean = data_range(x["train"]), x["held out"]
+    found = restoration.reconstructing(clean, reconstruct, width)
+    noise = {
+        f"{name} {level:g}": restoration.denoising(clean, noisy(run, name, level, width), reconstruct, width)
+        for name, level in NOISES
+    }
+    filled = {}
+    if clean.ndim > 2:
+        filled["inpainting"] = restoration.inpainting(clean, reconstruct, HIDDEN_SHARE, width)
+    return found | {"denoising": noise} | filled
+
+
+def noisy(run: Run, name: str, level: float, width: float) -> restoration.ImageFn:
+    """Examples with noise, of a key an example; a gaussian's level is in units of the data's range."""
+    corrupt = CORRUPTIONS[name](level * width if name == "gaussian" else level)
+    key = jax.random.fold_in(run.eval_key, 2**16 + [each for each, _ in NOISES].index(name))
+    keys = jax.jit(jax.vmap(lambda index: jax.random.fold_in(key, index)))
+    corrupted = jax.jit(jax.vmap(corrupt))
+    return lambda batch, indices: np.asarray(corrupted(keys(indices), batch))
+
+
+def filling(run: Run, params: Any, hidden: np.ndarray) -> restoration.ImageFn:
+    """Of a masked autoencoder: images with every patch that touches what is hidden `[H, W]` as it is predicted."""
+    model, params = run.model, training.unreplicate(params)
+    each = np.asarray(vit.patches(hidden[:, :, None].astype(np.float32), model.patch_size, model.pad))
+    visible = np.flatnonzero(~each.any(axis=1))
+
+    def one(x: jax.Array) -> jax.Array:
+        bound = model.bind({"params": params})
+        return bound.whole(bound.restore(x, visible), x)
+
+    filled = jax.jit(jax.vmap(one))
+    return lambda batch, indices: np.asarray(filled(batch))
+
+
+def data_range(train: np.ndarray) -> float:
+    """The largest training value less the smallest: 1 of images from black to white."""
+    return float(train.max() - train.min())

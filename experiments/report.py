@@ -5,16 +5,14 @@
 writes DIR/report.html. It reads only files, so it works while the training runs, and again after it.
 """
 
-import base64
 import math
-import pathlib
 import shlex
 
-import jinja2
 from absl import flags
 from etils import epath
 
 from experiments import cli
+from experiments.pages import TEMPLATES, decimal, duration, inlined, read_if_there
 from experiments.workdir import flatten, read_json, read_metrics, write_text
 
 # What to look for in each picture, in the order of the page.
@@ -47,13 +45,6 @@ CAPTIONS |= {  # of experiments.gap
     "proposals.png": "Two estimators of log p(x): draws from the prior rarely meet the z that explain x. "
     "Compare how many each needs.",
 }
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def write(workdir: epath.PathLike) -> epath.Path:
@@ -71,16 +62,16 @@ def write(workdir: epath.PathLike) -> epath.Path:
     workdir = epath.Path(workdir)
     config = read_json(workdir / "config.json")
     metrics = read_metrics(workdir)
-    summary = _read_if_there(workdir / "summary.json")
-    by_hand = _read_if_there(workdir / "evaluation.json")
-    evaluation = _worth_more(by_hand, summary.get("evaluation") or {})
+    summary = read_if_there(workdir / "summary.json")
+    by_hand = read_if_there(workdir / "evaluation.json")
+    evaluation = worth_more(by_hand, summary.get("evaluation") or {})
     grey = config["data"]["binarization"] == "grey"
     page = TEMPLATES.get_template("report.html.jinja").render(
         title=f"{_kind(config['model'])} ({config['model']['network']}) · {config['dataset']}",
         status=_status(summary, metrics),
         density=evaluation.get("density", summary.get("density", not grey)),
         headline=_headline(summary, evaluation, metrics),
-        conventions=_conventions(config, metrics, summary, evaluation) + _gap(_read_if_there(workdir / "gap.json")),
+        conventions=_conventions(config, metrics, summary, evaluation) + _gap(read_if_there(workdir / "gap.json")),
         pictures=_pictures(workdir / "figures"),
         bounds=_bounds(summary, metrics),
         downstream=_downstream(by_hand.get("downstream", {})),
@@ -94,11 +85,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
     return path
 
 
-def _read_if_there(path: epath.Path) -> dict:
-    return read_json(path) if path.exists() else {}
-
-
-def _worth_more(by_hand: dict, at_the_end: dict) -> dict:
+def worth_more(by_hand: dict, at_the_end: dict) -> dict:
     """The evaluation that the page is about: the last one, unless it tells of less than that at the end of the run."""
     if not at_the_end or not by_hand:
         return by_hand or at_the_end
@@ -107,18 +94,6 @@ def _worth_more(by_hand: dict, at_the_end: dict) -> dict:
 
 
 # --- Numbers ------------------------------------------------------------------------------------------------
-
-
-def _decimal(value: float, digits: int = 2) -> str:
-    return f"{value:,.{digits}f}".replace("-", "−") if math.isfinite(value) else "not finite"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 def _kind(model: dict) -> str:
@@ -154,11 +129,11 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
             tiles.append(tile)
 
     def shown(key: str, digits: int = 2) -> str | None:
-        return None if evaluation.get(key) is None else _decimal(evaluation[key], digits)
+        return None if evaluation.get(key) is None else decimal(evaluation[key], digits)
 
     def nats(key: str) -> str:
         error = evaluation.get(f"{key}_stderr")
-        return "nats" if error is None else f"± {_decimal(error)} nats"
+        return "nats" if error is None else f"± {decimal(error)} nats"
 
     validation = [row for row in metrics if row["split"] == "validation"]
     if evaluation:
@@ -176,20 +151,20 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
         add("dead units", shown("dead_units", 0), of, "elements that are 0 in every code")
         if "active" in evaluation:
             add(f"{split} log-likelihood", shown("log_likelihood"), nats("log_likelihood"), "of x given its code", True)
-            add("active", _decimal(100 * evaluation["active"], 1), "%", "of the codes’ elements are not 0")
+            add("active", decimal(100 * evaluation["active"], 1), "%", "of the codes’ elements are not 0")
     elif validation and "elbo" in validation[0]:
         best = max(validation, key=lambda row: row["elbo"])
-        add("validation ELBO", _decimal(best["elbo"]), "nats", f"best so far, step {best['step']:,}", True)
-        add("validation KL", _decimal(best["kl"]), "nats", f"step {best['step']:,}")
+        add("validation ELBO", decimal(best["elbo"]), "nats", f"best so far, step {best['step']:,}", True)
+        add("validation KL", decimal(best["kl"]), "nats", f"step {best['step']:,}")
     speeds = [row["examples_per_second"] for row in metrics if "examples_per_second" in row] or [None]
     speed = summary.get("examples_per_second", speeds[-1])
     device = summary.get("hardware", {}).get("device", "training")
-    add("speed", speed and _decimal(speed, 0), "examples/s", f"between looks, {device}")
+    add("speed", speed and decimal(speed, 0), "examples/s", f"between looks, {device}")
     if summary:
-        total = f"{_duration(summary['total_seconds'])} with start and evaluation"
-        add("training time", _duration(summary["train_seconds"]), "", total)
+        total = f"{duration(summary['total_seconds'])} with start and evaluation"
+        add("training time", duration(summary["train_seconds"]), "", total)
         memory = summary.get("peak_memory_gib")
-        add("peak memory", memory and _decimal(memory), "GiB", "of training")
+        add("peak memory", memory and decimal(memory), "GiB", "of training")
     return tiles
 
 
@@ -234,7 +209,7 @@ def _gap(gap: dict) -> list[str]:
     if not gap:
         return []
     parts = {
-        name: f"{_decimal(gap[name]['mean'])} ± {_decimal(gap[name]['monte_carlo_stderr'])}"
+        name: f"{decimal(gap[name]['mean'])} ± {decimal(gap[name]['monte_carlo_stderr'])}"
         for name in ("log_marginal", "approximation_gap", "amortization_gap")
     }
     return [
@@ -263,7 +238,7 @@ def _weighed(bound: dict, metrics: list[dict]) -> list[str]:
     free = f"{bound['free_bits']:g} nats of the KL of each latent dimension were free" if bound["free_bits"] else ""
     if schedule == "adaptive":
         last = f", at the end {weights[-1]:.3g}" if weights else ""
-        told = f"beta was moved to hold a log-likelihood of {_decimal(bound['log_likelihood_target'])} nats{last}"
+        told = f"beta was moved to hold a log-likelihood of {decimal(bound['log_likelihood_target'])} nats{last}"
     elif schedule != "constant":
         told = f"beta rose to {bound['kl_weight']:g} along a {schedule} schedule of {bound['kl_warmup_steps']:,} steps"
     else:
@@ -286,12 +261,12 @@ def _code(evaluation: dict) -> list[str]:
     if "mutual_information" not in evaluation:
         return []
     # An estimate of what is at least 0 may lie below.
-    information, marginal = (_decimal(max(evaluation[name], 0)) for name in ("mutual_information", "marginal_kl"))
+    information, marginal = (decimal(max(evaluation[name], 0)) for name in ("mutual_information", "marginal_kl"))
     num = evaluation["information_examples"]
     collapse = "Posterior collapse: " if evaluation["collapsed"] else ""
     return [
         f"The codes of {num:,} examples say I(x; z) = {information} nats of them (at most log {num:,} = "
-        f"{_decimal(math.log(num))} can be seen), and all codes together are {marginal} nats from the prior",
+        f"{decimal(math.log(num))} can be seen), and all codes together are {marginal} nats from the prior",
         f"{collapse}{evaluation['advice']}",
     ]
 
@@ -299,7 +274,7 @@ def _code(evaluation: dict) -> list[str]:
 def _effective(evaluation: dict) -> str:
     """How many of the weighted samples count."""
     size = evaluation.get("effective_sample_size")
-    return "" if size is None else f" (effective sample size {_decimal(size, 1)} on average)"
+    return "" if size is None else f" (effective sample size {decimal(size, 1)} on average)"
 
 
 def _bias(evaluation: dict) -> str:
@@ -319,7 +294,7 @@ def _bounds(summary: dict, metrics: list[dict]) -> list[dict]:
         found = [(split, "latest", rows[-1]) for split, rows in logged.items() if rows]
     numbers = ("elbo", "log_likelihood", "kl")
     return [
-        {"split": split, "which": which, "step": f"{row['step']:,}"} | {key: _decimal(row[key]) for key in numbers}
+        {"split": split, "which": which, "step": f"{row['step']:,}"} | {key: decimal(row[key]) for key in numbers}
         for split, which, row in found
     ]
 
@@ -347,7 +322,7 @@ def _downstream(told: dict) -> dict:
     codes = {
         "columns": [_CODES[key][0] for key in columns],
         "rows": {
-            name: [_decimal(row[key] * _CODES[key][1], _CODES[key][2]) if key in row else "" for key in columns]
+            name: [decimal(row[key] * _CODES[key][1], _CODES[key][2]) if key in row else "" for key in columns]
             for name, row in rows.items()
         },
     }
@@ -370,11 +345,11 @@ def _restored(row: dict) -> dict[str, str]:
     """A row of PSNR by column."""
     found = {"reconstruction, dB": row["reconstruction_psnr"]} if "reconstruction_psnr" in row else {}
     for noise, each in row.get("denoising", {}).items():
-        found[f"{noise} (noisy: {_decimal(each['noisy_psnr'], 1)}), dB"] = each["denoising_psnr"]
+        found[f"{noise} (noisy: {decimal(each['noisy_psnr'], 1)}), dB"] = each["denoising_psnr"]
     if "inpainting" in row:
         share = row["inpainting"]["inpainting_share"]
         found[f"hidden centre, {100 * share:.0f} %, dB"] = row["inpainting"]["inpainting_psnr"]
-    return {name: "exact" if value is None else _decimal(value, 1) for name, value in found.items()}
+    return {name: "exact" if value is None else decimal(value, 1) for name, value in found.items()}
 
 
 def _pictures(folder: epath.Path) -> list[dict]:
@@ -382,7 +357,7 @@ def _pictures(folder: epath.Path) -> list[dict]:
     paths = folder.glob("*.png") if folder.exists() else []
     paths = sorted(paths, key=lambda path: (order.get(path.name, len(order)), path.name))
     return [
-        {"data": base64.b64encode(path.read_bytes()).decode(), "caption": CAPTIONS.get(path.name, path.name)}
+        {"data": inlined(path), "caption": CAPTIONS.get(path.name, path.name)}
         for path in paths
         if not path.name.startswith(".")  # a figure that is being written
     ]

@@ -41,8 +41,9 @@ def finish(
     first_step_seconds: float | None,
     *,
     started: float,
+    command: str,
 ) -> None:
-    """Evaluate, draw, summarise and report."""
+    """Evaluate, draw, summarise and report; `started` in seconds since the epoch, by this command."""
     from aevb import figures
 
     memory = workdir.peak_memory()  # evaluation comes after
@@ -62,7 +63,8 @@ def finish(
     show(folder, rows[-1]["step"], evaluation or {})
     summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation}
     summary |= speed(run, rows) | {"first_step_seconds": first_step_seconds, "peak_memory_gib": memory}
-    workdir.write_json(folder / "summary.json", summary | {"total_seconds": time.time() - started})
+    summary |= {"total_seconds": time.time() - started, "command": command}
+    workdir.write_json(folder / "summary.json", summary)
     page = report.write(folder)
     if evaluation:
         print(

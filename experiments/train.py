@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
+import shlex  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
@@ -309,6 +310,12 @@ def opened(run: Run, folder: epath.Path) -> Iterator[None]:
         yield
 
 
+def command(path: str, overrides: list[str], folder: epath.Path) -> str:
+    """The line for a shell that makes this run, from wherever `python -m experiments.train` is found."""
+    arguments = [f"--config={path}", *overrides, f"--workdir={folder}"]
+    return shlex.join(["python", "-m", "experiments.train", *arguments])
+
+
 def main(argv: list[str]) -> None:
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     cli.refuse([argument for argument in argv if argument not in overrides])
@@ -321,7 +328,7 @@ def main(argv: list[str]) -> None:
         return
     with opened(run, folder):
         (folder / "summary.json").unlink(missing_ok=True)  # of a shorter run that now goes on
-        summary.finish(run, folder, *train(run, folder), started=_STARTED)
+        summary.finish(run, folder, *train(run, folder), started=_STARTED, command=command(path, overrides, folder))
 
 
 if __name__ == "__main__":

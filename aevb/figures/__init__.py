@@ -6,6 +6,7 @@ pixels of the figure: nothing is blurred. Events are images, `[H, W]`, `[H, W, 1
 (clipped to [0, 1] for display) or uint8; an event of any other shape is drawn as a line through its values.
 """
 
+from aevb.figures.comparisons import Accuracies, Panel, compared_curves, label_efficiency, short
 from aevb.figures.grids import (
     GAP,
     MAX_CELL,
@@ -30,11 +31,15 @@ __all__ = [
     "MAX_CELL",
     "ORANGE",
     "WIDTH",
+    "Accuracies",
+    "Panel",
     "classes",
+    "compared_curves",
     "compose",
     "gap",
     "interpolations",
     "kl_per_dim",
+    "label_efficiency",
     "latents",
     "learning_curves",
     "manifold",
@@ -42,5 +47,6 @@ __all__ = [
     "reconstructions",
     "samples",
     "save",
+    "short",
     "traversals",
 ]

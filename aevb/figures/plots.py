@@ -9,12 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from aevb.figures.style import BLUE, DPI, FONT, GREY, INK, ORANGE, WIDTH
+from aevb.figures.style import BLUE, CLASSES, DPI, FONT, GREY, INK, ORANGE, WIDTH, style_axes
 
-CLASSES = (  # Okabe and Ito's eight, and two between them
-    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"),
-    *("#56B4E9", "#F0E442", "#000000", "#882255", "#999999"),
-)
 SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": "#009E73"}
 MEASURES = {  # what learning curves may show, the first that there is on top
     "log_marginal": "log p(x) (nats)",
@@ -25,14 +21,6 @@ MEASURES = {  # what learning curves may show, the first that there is on top
     "masked_error": "squared error of masked patches",
     "acceptance": "HMC acceptance",
 }
-
-
-def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
-    axes.set_xlabel(xlabel, fontsize=FONT, color=INK)
-    axes.set_ylabel(ylabel, fontsize=FONT, color=INK)
-    axes.tick_params(labelsize=FONT - 1, labelcolor=INK, color=GREY)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
 
 
 def learning_curves(rows: Sequence[dict]) -> Figure:
@@ -49,7 +37,7 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
     figure = Figure(figsize=(WIDTH, 5.8 if below else 3.6), dpi=DPI, layout="constrained")
     panels = figure.subplot_mosaic(mosaic, height_ratios=[1.35, 1][: len(mosaic)])
     for key, axes in panels.items():
-        _style(axes, "training examples seen", MEASURES[key])
+        style_axes(axes, "training examples seen", MEASURES[key])
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NARROW NO-BREAK SPACE}"))
         axes.xaxis.set_major_locator(MaxNLocator(7 if key == names[0] else 3))
         axes.yaxis.set_major_locator(MaxNLocator(6 if key == names[0] else 4))
@@ -66,7 +54,7 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
             curves.append(points[:, 1])
         if curves:
             axes.set_xlim(left=0)
-            _show_the_bulk(axes, curves)
+            show_the_bulk(axes, curves)
     first = panels[names[0]]
     validation = [row for row in rows if row["split"] == "validation" and np.isfinite(row.get(names[0], np.nan))]
     if validation:
@@ -82,7 +70,7 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
     return figure
 
 
-def _show_the_bulk(axes: Axes, curves: list[np.ndarray]) -> None:
+def show_the_bulk(axes: Axes, curves: list[np.ndarray]) -> None:
     """Limits y to what follows the first tenth of each curve, if that more than halves the range."""
     everything = np.concatenate(curves)
     later = np.concatenate([curve[math.ceil(len(curve) / 10) :] for curve in curves])
@@ -150,7 +138,7 @@ def latents(means: np.ndarray, labels: np.ndarray | None = None, names: Sequence
             loc="outside upper center", ncols=min(len(said), 10, 80 // (max(map(len, said)) + 4) + 1),
             frameon=False, fontsize=FONT, handletextpad=0, columnspacing=0.7, borderpad=0,
         )  # fmt: skip
-    _style(axes, *sides)
+    style_axes(axes, *sides)
     if means.shape[1] > 1:
         axes.set_aspect("equal", adjustable="datalim")
     return figure
@@ -166,7 +154,7 @@ def kl_per_dim(kl: np.ndarray, active: np.ndarray) -> Figure:
     colours = np.where(active[order], BLUE, GREY)
     axes.bar(np.arange(count) + 1, kl[order], color=colours, width=0.8 if count <= 50 else 1.0)
     each = "latent dimension, largest KL first" if count <= 25 else "rank of the latent dimension by KL"
-    _style(axes, f"{each} (their sum is {kl.sum():.2f} nats)", "KL (nats)")
+    style_axes(axes, f"{each} (their sum is {kl.sum():.2f} nats)", "KL (nats)")
     if count <= 25:
         axes.set_xticks(np.arange(count) + 1, [f"{index + 1}" for index in order])
         for text, colour in zip(axes.get_xticklabels(), colours, strict=True):
@@ -213,7 +201,7 @@ def gap(levels: Mapping[str, float], seen: Sequence[float], elbos: Sequence[floa
         axes.annotate("", (1.04 * right, high), (1.04 * right, low), arrowprops=arrow)
         axes.annotate(f"{name}\n{high - low:.2f} nats", (1.04 * right, at), (8, 0), va=side, fontsize=FONT - 1,
                       textcoords="offset points", color=INK, annotation_clip=False)  # fmt: skip
-    _style(axes, "training examples that the encoder has seen alone", "nats per datapoint")
+    style_axes(axes, "training examples that the encoder has seen alone", "nats per datapoint")
     axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NARROW NO-BREAK SPACE}"))
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= right])
     axes.set_xlim(-0.02 * right, 1.35 * right)
@@ -250,7 +238,7 @@ def proposals(
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     axes.tick_params(which="minor", color=GREY)
-    _style(axes, "number of draws K", "log p(x) minus its estimate (nats)")
+    style_axes(axes, "number of draws K", "log p(x) minus its estimate (nats)")
     axes.legend(frameon=False, fontsize=FONT, labelcolor=INK, title="± 2 standard errors", title_fontsize=FONT - 1)
     axes.get_legend().get_title().set_color(INK)
     return figure

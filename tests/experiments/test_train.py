@@ -34,7 +34,7 @@ FIGURES = ["interpolations", "kl_per_dim", "latents", "learning_curves", "manifo
 def without_times(value: Any) -> Any:
     """What may not differ between two equal runs."""
     if isinstance(value, dict):
-        timed = ("_seconds", "_per_second", "_memory_gib")
+        timed = ("_seconds", "_per_second", "_memory_gib", "command")  # which names the folder
         return {key: without_times(item) for key, item in value.items() if not key.endswith(timed)}
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
@@ -97,6 +97,7 @@ def test_what_a_run_leaves(finished: pathlib.Path):
     best = max((row for row in rows if row["split"] == "validation"), key=lambda row: row["elbo"])
     assert summary["bounds"]["validation"]["best"]["step"] == summary["bounds"]["test"]["best"]["step"] == best["step"]
     assert summary["evaluation"] == json.loads((finished / "evaluation.json").read_text())
+    assert summary["command"] == f"python -m experiments.train {' '.join(SMALL)} --workdir={finished}"
     assert 0 < summary["first_step_seconds"] < summary["total_seconds"]
     assert 0.1 < summary["peak_memory_gib"] < 16
     config = json.loads((finished / "config.json").read_text())

@@ -3,7 +3,7 @@
     python -m experiments.autoencoders.comparison --workdir=runs/autoencoders --out=experiments/results/autoencoders
 
 Each is trained with each seed in a folder of its own below --workdir, judged by `experiments.evaluate --downstream`,
-fine-tuned on all labels and on 1,000 of them where its encoder is deep enough to gain from it, and drawn on one page by
+fine-tuned on 1,000 labels where its encoder is deep, and drawn on one page by
 `experiments.compare`; as many side by side as there are cores or GPUs (`--jobs`). The same command resumes, and repeats
 nothing that is done.
 """
@@ -78,7 +78,9 @@ def main(argv: list[str]) -> None:
     ]
     jobs += [
         side_by_side.Job(
-            f"fine-tune {folder.name}", ["experiments.finetune", f"--workdir={folder}"], f"{folder}.tune.log"
+            f"fine-tune {folder.name}",
+            ["experiments.finetune", f"--workdir={folder}", f"--num_labels={FEW}"],
+            f"{folder}.tune.log",
         )
         for folder in folders
         if folder.name.startswith(FINE_TUNED) and not (folder / "finetuning.json").exists()

@@ -110,10 +110,17 @@ def test_every_picture_of_other_shapes(name: str, monkeypatch: pytest.MonkeyPatc
     assert {path.stem for path in tmp_path.iterdir()} == drawn
 
 
+OWN_FLAGS = {
+    "denoise": ["--noise=masking", "--level=0.5"],
+    "inpaint": ["--share=0.5"],
+    "arithmetic": ["--minus=7", "--plus=1,4"],
+}
+
+
 @pytest.mark.parametrize("what", sorted(set(generate.WHAT) - {"classes", "restorations", "filters"}))
 def test_command(command, finished: pathlib.Path, tmp_path: pathlib.Path, what: str):
-    out = tmp_path / "new" / "picture.png"
-    ended = command.ok("generate", f"--workdir={finished}", f"--what={what}", "--num=4", f"--out={out}")
+    out, own = tmp_path / "new" / "picture.png", OWN_FLAGS.get(what, [])
+    ended = command.ok("generate", f"--workdir={finished}", f"--what={what}", "--num=4", f"--out={out}", *own)
     assert ended.err == ""
     assert {path.name for path in out.parent.iterdir()} == {"picture.png", "picture.npz"}
     with Image.open(out) as image:

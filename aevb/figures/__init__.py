@@ -10,6 +10,7 @@ from aevb.figures.comparisons import Accuracies, Panel, compared_curves, label_e
 from aevb.figures.grids import (
     GAP,
     MAX_CELL,
+    beside,
     classes,
     compose,
     interpolations,
@@ -33,6 +34,7 @@ __all__ = [
     "WIDTH",
     "Accuracies",
     "Panel",
+    "beside",
     "classes",
     "compared_curves",
     "compose",

@@ -3,7 +3,7 @@
 python -m experiments.paper.fig4 --training_points=1e7
 """
 
-from experiments import cli, generate
+from experiments import cli, pictures
 from experiments.paper import runs
 
 TRAINING_POINTS = 1e8  # the paper does not state them
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     runs.run(some)
     for job in some:
         path = runs.out_folder() / f"fig4_{job.dataset}.png"
-        figures.save(generate.manifold(runs.artist(job), NUM)[0], path)
+        figures.save(pictures.manifold(runs.artist(job), NUM)[0], path)
         print(f"wrote {path}")
 
 

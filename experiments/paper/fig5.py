@@ -3,7 +3,7 @@
 python -m experiments.paper.fig5 --training_points=1e7
 """
 
-from experiments import cli, generate
+from experiments import cli, pictures
 from experiments.paper import runs
 
 TRAINING_POINTS = 1e8  # the paper does not state them
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     cli.refuse(argv)
     some = runs.chosen(jobs())
     runs.run(some)
-    samples = {job.latent_dim: generate.samples(runs.artist(job), NUM)[1]["mean"] for job in some}
+    samples = {job.latent_dim: pictures.samples(runs.artist(job), NUM)[1]["mean"] for job in some}
     path = runs.out_folder() / "fig5.png"
     figures.save(draw.fig5(samples), path)
     print(f"wrote {path}")

@@ -10,7 +10,8 @@ from absl import flags
 from etils import epath
 
 from aevb.errors import InputError
-from experiments import build, checkpointed, cli, generate, side_by_side, workdir
+from experiments import build, checkpointed, cli, side_by_side, workdir
+from experiments.artist import Artist
 from experiments.paper.curves import Curve
 
 CONFIG = "experiments/configs/paper.py"
@@ -160,8 +161,8 @@ def curves(job: Job) -> list[Curve]:
     return [Curve(*names, split, seed, *np.array(values).T) for split, values in points.items() if values]
 
 
-def artist(job: Job) -> generate.Artist:
+def artist(job: Job) -> Artist:
     """The model that a job has trained, ready to be drawn from."""
     folder = epath.Path(flags.FLAGS.workdir) / job.name(flags.FLAGS.seed)
     trained = build.build(workdir.read_config(folder))
-    return generate.Artist(trained, checkpointed.restore(trained, folder)[0])
+    return Artist(trained, checkpointed.restore(trained, folder)[0])

@@ -10,7 +10,8 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from experiments import build, checkpointed, cli, generate, side_by_side, workdir
+from experiments import build, checkpointed, cli, pictures, side_by_side, workdir
+from experiments.artist import Artist
 from experiments.textbook import draw, sample_quality
 
 CONFIG = "experiments/configs/vae.py:mnist"
@@ -32,8 +33,8 @@ def training(beta: float, seed: int, num_epochs: float) -> side_by_side.Training
 def measure(folder: epath.Path, features: sample_quality.Features) -> tuple[dict, np.ndarray]:
     """The numbers of a finished run, and some of its samples."""
     run = build.build(workdir.read_config(folder))
-    artist = generate.Artist(run, checkpointed.restore(run, folder)[0])
-    samples = generate.samples(artist, NUM)[1]["mean"]
+    artist = Artist(run, checkpointed.restore(run, folder)[0])
+    samples = pictures.samples(artist, NUM)[1]["mean"]
     evaluation = workdir.read_json(folder / "summary.json")["evaluation"]
     numbers = {key: evaluation[key] for key in TOLD}
     return numbers | {"frechet_distance": features.distance(samples)}, samples

@@ -12,16 +12,17 @@ from test_configs import load, tiny
 
 from aevb import training
 from aevb.errors import InputError
-from experiments import build, generate
+from experiments import build, generate, pictures
+from experiments.artist import Artist
 
 
 @pytest.fixture(scope="module")
-def artist() -> generate.Artist:
+def artist() -> Artist:
     run = build.build(load("model.hidden=8"))
-    return generate.Artist(run, training.replicate(run.init_state().params))
+    return Artist(run, training.replicate(run.init_state().params))
 
 
-def decoded(artist: generate.Artist, z: np.ndarray) -> np.ndarray:
+def decoded(artist: Artist, z: np.ndarray) -> np.ndarray:
     """One z at a time."""
     vae = artist.run.model.bind({"params": artist.params})
     return np.stack([vae.decode(row).mean for row in z.reshape(-1, 2)]).reshape(*z.shape[:-1], 8, 8, 1)
@@ -38,7 +39,7 @@ def decoded(artist: generate.Artist, z: np.ndarray) -> np.ndarray:
         ("latents", 50, {"mean": (50, 2), "label": (50,)}),
     ],
 )
-def test_arrays(artist: generate.Artist, what: str, num: int, shapes: dict):
+def test_arrays(artist: Artist, what: str, num: int, shapes: dict):
     _, arrays = generate.WHAT[what][0](artist, num)
     assert {name: array.shape for name, array in arrays.items() if array is not None} == shapes
     if "z" in arrays:
@@ -46,12 +47,12 @@ def test_arrays(artist: generate.Artist, what: str, num: int, shapes: dict):
 
 
 @pytest.fixture(scope="module")
-def conditional() -> generate.Artist:
+def conditional() -> Artist:
     run = build.build(load("model.hidden=8", "model.context=label", "model.prior=conditional_gaussian"))
-    return generate.Artist(run, training.replicate(run.init_state().params))
+    return Artist(run, training.replicate(run.init_state().params))
 
 
-def test_classes_share_a_latent_down_each_column(conditional: generate.Artist):
+def test_classes_share_a_latent_down_each_column(conditional: Artist):
     _, arrays = generate.WHAT["classes"][0](conditional, 3)
     z, contexts = arrays["z"], arrays["context"]
     assert (z.shape, arrays["mean"].shape) == ((10, 3, 2), (10, 3, 8, 8, 1))
@@ -68,30 +69,30 @@ def test_classes_share_a_latent_down_each_column(conditional: generate.Artist):
         np.testing.assert_allclose(means[0], vae.given(context).decode(row[0]).mean, rtol=1e-4, atol=1e-6)
 
 
-def test_one_label(conditional: generate.Artist):
-    three = generate.Artist(conditional.run, conditional.replicated, label=3)
+def test_one_label(conditional: Artist):
+    three = Artist(conditional.run, conditional.replicated, label=3)
     for what in ("samples", "traversals", "manifold"):
         _, arrays = generate.WHAT[what][0](three, 4)
         assert (arrays["context"].reshape(-1, 10).argmax(axis=1) == 3).all(), what
     with pytest.raises(InputError, match="--label is 10, and the classes of digits are 0 to 9"):
-        generate.Artist(conditional.run, conditional.replicated, label=10)
+        Artist(conditional.run, conditional.replicated, label=10)
 
 
-def test_a_label_that_the_model_was_not_told(artist: generate.Artist):
+def test_a_label_that_the_model_was_not_told(artist: Artist):
     with pytest.raises(InputError, match="--label is 3, but the model was told nothing of a datapoint"):
-        generate.Artist(artist.run, artist.replicated, label=3)
+        Artist(artist.run, artist.replicated, label=3)
     assert not generate.can_draw(artist.run, "classes")
 
 
-def test_latent_paths(artist: generate.Artist):
+def test_latent_paths(artist: Artist):
     """Lines start and end at posterior means; traversals move one dimension; the manifold is the unit square's."""
-    ends = generate.reconstructions(artist, 6)[1]["z"]
-    lines = generate.interpolations(artist, 3)[1]["z"]
+    ends = pictures.reconstructions(artist, 6)[1]["z"]
+    lines = pictures.interpolations(artist, 3)[1]["z"]
     np.testing.assert_allclose(lines[:, [0, -1]].reshape(6, 2), ends, rtol=1e-5)
     np.testing.assert_allclose(np.diff(lines, 2, axis=1), 0, atol=1e-5)
-    traversal = generate.traversals(artist, 7)[1]["z"]
+    traversal = pictures.traversals(artist, 7)[1]["z"]
     np.testing.assert_allclose(traversal[0], np.stack([np.linspace(-3, 3, 7), np.zeros(7)], axis=1), atol=1e-4)
-    manifold = generate.manifold(artist, 4)[1]["z"]
+    manifold = pictures.manifold(artist, 4)[1]["z"]
     cdf = np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(manifold)
     np.testing.assert_allclose(cdf[0, :, 0], [0.125, 0.375, 0.625, 0.875], rtol=1e-5)
     np.testing.assert_allclose(cdf[:, 0, 1], [0.125, 0.375, 0.625, 0.875], rtol=1e-5)
@@ -103,15 +104,23 @@ def test_every_picture_of_other_shapes(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(build, "load_data", lambda config: tiny(config.dataset))
     run = build.build(load("model.hidden=4", "model.latent_dim=3", dataset=name))
     params = training.replicate(run.init_state().params)
-    with mock.patch.dict(generate.REPORTED, {"samples": (generate.samples, 4)}):
+    with mock.patch.dict(generate.REPORTED, {"samples": (pictures.samples, 4)}):
         generate.draw_all(run, params, tmp_path)
-    assert {path.stem for path in tmp_path.iterdir()} == set(generate.REPORTED) - {"manifold", "classes"}
+    drawn = {"samples", "reconstructions", "interpolations", "traversals", "latents", "kl_per_dim"}
+    assert {path.stem for path in tmp_path.iterdir()} == drawn
 
 
-@pytest.mark.parametrize("what", sorted(set(generate.WHAT) - {"classes"}))
+OWN_FLAGS = {
+    "denoise": ["--noise=masking", "--level=0.5"],
+    "inpaint": ["--share=0.5"],
+    "arithmetic": ["--minus=7", "--plus=1,4"],
+}
+
+
+@pytest.mark.parametrize("what", sorted(set(generate.WHAT) - {"classes", "restorations", "filters"}))
 def test_command(command, finished: pathlib.Path, tmp_path: pathlib.Path, what: str):
-    out = tmp_path / "new" / "picture.png"
-    ended = command.ok("generate", f"--workdir={finished}", f"--what={what}", "--num=4", f"--out={out}")
+    out, own = tmp_path / "new" / "picture.png", OWN_FLAGS.get(what, [])
+    ended = command.ok("generate", f"--workdir={finished}", f"--what={what}", "--num=4", f"--out={out}", *own)
     assert ended.err == ""
     assert {path.name for path in out.parent.iterdir()} == {"picture.png", "picture.npz"}
     with Image.open(out) as image:

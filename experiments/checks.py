@@ -146,6 +146,9 @@ def _check_pairs(flat: dict[str, Any]) -> None:
         )
     reads = {name: tuple(f"model.{key}" for key in keys) for name, (_, keys) in choices.POSTERIORS.items()}
     _refuse_unread(flat, reads, flat["model.posterior"], "the posterior")
+    _refuse_unread(flat, {"top_k": ("model.code_k",)}, flat["model.code"], "the code")
+    noise = flat["data.corruption"]
+    _refuse_unread(flat, {each: ("data.corruption_level",) for each in CORRUPTIONS}, noise, "the corruption")
     _check_autoencoder(flat)
     _check_learner(flat)
     _check_kl(flat)
@@ -165,7 +168,7 @@ def _check_pairs(flat: dict[str, Any]) -> None:
 def _refuse_unread(flat: dict[str, Any], reads: Mapping[str, tuple[str, ...]], chosen: str, what: str) -> None:
     """Refuse keys that others of a kind read, and the chosen one does not, where they are not as they come."""
     default = flatten(base.get_config().to_dict())
-    for key in sorted({key for keys in reads.values() for key in keys} - set(reads[chosen])):
+    for key in sorted({key for keys in reads.values() for key in keys} - set(reads.get(chosen, ()))):
         if flat[key] != default[key]:
             raise InputError(
                 f"config.{key} is {flat[key]}, but {what} {chosen} does not read it: leave it {default[key]}"

@@ -119,7 +119,9 @@ LEARNERS: Mapping[str, Callable[..., learners.Learner]] = {
     "masked": lambda config, num_examples, weight_prior_examples, **common: masked.learner(**common),
 }
 AUTOENCODING = ("autoencoding", "masked")  # those that learn a code without a density
-# The keys of config.bound and config.learner that each of them reads; one that reads no bound's name has none.
+_CORRUPTED = ("data.corruption", "data.corruption_level")  # what the encoder sees in the place of x
+# The keys of config.bound, config.learner and config.data that each of them reads; one that reads no bound's name has
+# none.
 LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
     "aevb": (
         "bound.name",
@@ -132,6 +134,7 @@ LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
         "bound.adaptation_rate",
         "bound.free_bits",
         "bound.weight_prior",
+        *_CORRUPTED,
     ),
     "wake_sleep": ("bound.name", "bound.num_samples", "bound.weight_prior"),
     "full_vb": ("bound.name", "bound.num_samples"),
@@ -141,7 +144,7 @@ LEARNER_KEYS: Mapping[str, tuple[str, ...]] = {
         "learner.target_acceptance",
         "learner.weight_updates",
     ),
-    "autoencoding": ("learner.l1_weight",),
+    "autoencoding": ("learner.l1_weight", *_CORRUPTED),
     "masked": (),
 }
 

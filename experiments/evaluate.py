@@ -332,6 +332,8 @@ def main(argv: list[str]) -> None:
     if flags.FLAGS.downstream:
         print("judging codes and reconstructions", file=sys.stderr, flush=True)
         result["downstream"] = usefulness.judge(run, params, split_name, flags.FLAGS.max_examples)
+        if "representations" not in result["downstream"]:
+            print(f"{run.dataset.name} has no classes to judge codes by: restorations alone", file=sys.stderr)
     elif kept := downstream_of(folder, which):
         result["downstream"] = kept
     workdir.write_json(folder / "evaluation.json", result)

@@ -28,7 +28,7 @@ def learner(model: models.MaskedAutoencoder, optimizer: optax.GradientTransforma
 
     def loss_fn(params: Any, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         bound = model.bind({"params": params})
-        error = jax.vmap(lambda x, key: bound(x, key).error)(batch.points.seen, keys).mean()
+        error = jax.vmap(lambda x, key: bound(x, key).error)(batch.x, keys).mean()
         return error, {"masked_error": error}
 
     def update(

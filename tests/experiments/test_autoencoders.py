@@ -18,8 +18,9 @@ CONFIGS = ("linear", "deep", "sparse", "denoising")
 
 
 def run_of(name: str, *overrides: str) -> build.Run:
+    name = {"paper": "paper.py:digits,wake_sleep"}.get(name, f"{name}.py")
     arguments = [f"--config.{override}" for override in overrides]
-    return build.build(settings.load(f"experiments/configs/{name}.py", arguments))
+    return build.build(settings.load(f"experiments/configs/{name}", arguments))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -119,6 +120,13 @@ def test_a_run_from_the_command_line(command, tmp_path: pathlib.Path):
         ("vae", ["model.code=relu"], "the posterior diagonal_gaussian does not read it"),
         ("sparse", ["learner.l1_weight=-1"], "l1_weight is -1.0: it must not be negative"),
         ("sparse", ["model.code=top_k", "model.code_k=2000"], "code_k is 2000, but the code has 1024 elements"),
+        ("sparse", ["model.code_k=5"], "the code relu does not read it: leave it 10"),
+        ("deep", ["data.corruption_level=0.5"], "the corruption none does not read it: leave it 0.3"),
+        ("mae", ["data.corruption=masking"], "the learner masked does not read it: leave it none"),
+        ("paper", ["data.corruption=masking", "data.binarization=dynamic"], "does not read it: leave it none"),
+        ("mae", ["vit.mask_ratio=1.0"], r"vit.mask_ratio is 1\.0: it must be in \[0, 1\)"),
+        ("mae", ["vit.mask_ratio=-0.1"], r"vit.mask_ratio is -0\.1: it must be in \[0, 1\)"),
+        ("mae", ["vit.patch_size=3"], "8 x 8 pixels.* patch size 3: choose"),
         ("denoising", ["data.corruption=dust"], "config.data.corruption is 'dust': choose one of none, masking"),
         ("denoising", ["data.corruption_level=1.5"], r"the level of masking noise is 1\.5: .* must be in \[0, 1\)"),
     ],

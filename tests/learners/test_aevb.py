@@ -241,3 +241,21 @@ def test_the_importance_weighted_gradient_by_hand():
     residual = XS[:, None] - np.asarray(z) @ lg.W.T - lg.B
     by_hand = (weights[..., None] * residual).sum(axis=1).mean(axis=0) / lg.SCALE**2
     np.testing.assert_allclose(moved, by_hand, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bound", [bounds.sgvb_a, bounds.sgvb_b, bounds.iwae], ids=lambda bound: bound.__name__)
+def test_a_corrupted_input_is_the_encoders_and_x_the_likelihoods(bound):
+    """A decoder that is blind to z makes the log-likelihood a closed form of x, and the KL one of what was seen."""
+    seen = XS + 0.7
+    metrics = {}
+    for name, batch in (("seen", BATCH._replace(corrupted=jnp.float32(seen))), ("clean", BATCH)):
+        learner = aevb.learner(lg.MODEL, optax.sgd(1.0), bound=bound)
+        _, metrics[name] = jax.jit(learner.update)(start(learner, blind_params()), batch, STEP_KEY)
+    log_likelihood, _ = parts_by_hand()
+    np.testing.assert_allclose(metrics["seen"]["log_likelihood"], log_likelihood, rtol=1e-5)
+    if bound is bounds.sgvb_b:
+        mean = np.stack([lg.posterior_mean(x) for x in seen]) + 0.4 * lg.POSTERIOR_SCALE
+        variance = (1.3 * lg.POSTERIOR_SCALE) ** 2
+        kl = 0.5 * (mean**2 + variance - 1 - np.log(variance)).sum(1).mean()
+        np.testing.assert_allclose(metrics["seen"]["kl"], kl, rtol=1e-5)
+    assert abs(metrics["seen"]["kl"] - metrics["clean"]["kl"]) > 0.05

@@ -101,7 +101,7 @@ def test_what_a_run_leaves(finished: pathlib.Path):
     assert 0 < summary["first_step_seconds"] < summary["total_seconds"]
     assert 0.1 < summary["peak_memory_gib"] < 16
     config = json.loads((finished / "config.json").read_text())
-    assert set(config) == {"seed", "dataset", "data", "model", "bound", "learner", "optimizer", "train", "eval"}
+    assert set(config) == {"seed", "dataset", "data", "model", "vit", "bound", "learner", "optimizer", "train", "eval"}
 
 
 def test_tensorboard(finished: pathlib.Path):

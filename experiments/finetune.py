@@ -31,7 +31,7 @@ from aevb.data.binarization import Preprocess
 from aevb.data.feeding import make_feed
 from aevb.errors import InputError
 from aevb.learners import classifying
-from experiments import build, checkpointed, cli, downstream, numbers, workdir
+from experiments import build, checkpointed, cli, downstream, numbers, report, workdir
 from experiments.build import Run
 
 EPOCHS, LEAST_STEPS = 20, 1000  # unless told otherwise; 20 epochs of few labels are too few steps for any encoder
@@ -182,6 +182,7 @@ def main(argv: list[str]) -> None:
         starts["from scratch"] = run.init_state().params
     result = measure(run, labelled, starts, **given) | which | {"hardware": workdir.hardware()}
     workdir.write_json(folder / "finetuning.json", result)
+    report.write(folder)
     each = [f"{one['accuracy']:.2%} ± {one['accuracy_stderr']:.2%} {name}" for name, one in result["starts"].items()]
     print(
         f"{folder}: test accuracy {', '.join(each)} ({result['num_labels']:,} labels, {result['epochs']:.4g} epochs, "

@@ -41,7 +41,9 @@ def write(workdir: epath.PathLike) -> epath.Path:
         status=_status(summary, metrics),
         density=evaluation.get("density", summary.get("density", not grey)),
         headline=_headline(summary, evaluation, metrics),
-        conventions=_conventions(config, metrics, summary, evaluation) + _gap(read_if_there(workdir / "gap.json")),
+        conventions=_conventions(config, metrics, summary, evaluation)
+        + _gap(read_if_there(workdir / "gap.json"))
+        + _tuned(read_if_there(workdir / "finetuning.json")),
         pictures=_pictures(workdir / "figures"),
         bounds=_bounds(summary, metrics),
         downstream=_downstream(by_hand.get("downstream", {})),
@@ -187,6 +189,20 @@ def _gap(gap: dict) -> list[str]:
         f"{gap['num_samples']:,} draws each: log p(x) = {parts['log_marginal']} nats, approximation gap "
         f"{parts['approximation_gap']}, amortization gap {parts['amortization_gap']}; ± is the standard error of the "
         "draws."
+    ]
+
+
+def _tuned(told: dict) -> list[str]:
+    """What experiments.finetune found."""
+    if not told:
+        return []
+    each = [
+        f"{decimal(100 * one['accuracy'])} ± {decimal(100 * one['accuracy_stderr'])} % {name}"
+        for name, one in told["starts"].items()
+    ]
+    return [
+        f"With a linear head, encoder and all trained on {told['num_labels']:,} labels for {told['num_steps']:,} steps, "
+        f"{' and '.join(each)} of the {told['num_examples']:,} {told['split']} examples are told rightly."
     ]
 
 

@@ -139,6 +139,16 @@ def test_the_gap_is_told_with_its_errors(tmp_path):
     ) in page_of(tmp_path, summary=SUMMARY, gap=gap).text
 
 
+def test_fine_tuning_is_told_beside_training_from_scratch(tmp_path):
+    one = {"accuracy": 0.97123, "accuracy_stderr": 0.002}
+    told = {"num_labels": 1000, "num_steps": 2000, "num_examples": 10_000, "split": "test"}
+    told["starts"] = {"pretrained": one, "from scratch": one | {"accuracy": 0.9}}
+    assert (
+        "trained on 1,000 labels for 2,000 steps, 97.12 ± 0.20 % pretrained and 90.00 ± 0.20 % from scratch of the "
+        "10,000 test examples"
+    ) in page_of(tmp_path, summary=SUMMARY, finetuning=told).text
+
+
 def test_what_codes_are_good_for_is_told_in_two_tables(tmp_path):
     noisy = {"denoising_mse": 0.01, "denoising_psnr": 20.04, "noisy_psnr": 12.06}
     restored = {

@@ -201,8 +201,9 @@ def _tuned(told: dict) -> list[str]:
         for name, one in told["starts"].items()
     ]
     return [
-        f"With a linear head, encoder and all trained on {told['num_labels']:,} labels for {told['num_steps']:,} steps, "
-        f"{' and '.join(each)} of the {told['num_examples']:,} {told['split']} examples are told rightly."
+        f"With a linear head, trained with the encoder on {told['num_labels']:,} labels for "
+        f"{told['num_steps']:,} steps, {' and '.join(each)} "
+        f"of the {told['num_examples']:,} {told['split']} examples are told rightly."
     ]
 
 

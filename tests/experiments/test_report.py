@@ -144,8 +144,8 @@ def test_fine_tuning_is_told_beside_training_from_scratch(tmp_path):
     told = {"num_labels": 1000, "num_steps": 2000, "num_examples": 10_000, "split": "test"}
     told["starts"] = {"pretrained": one, "from scratch": one | {"accuracy": 0.9}}
     assert (
-        "trained on 1,000 labels for 2,000 steps, 97.12 ± 0.20 % pretrained and 90.00 ± 0.20 % from scratch of the "
-        "10,000 test examples"
+        "trained with the encoder on 1,000 labels for 2,000 steps, 97.12 ± 0.20 % pretrained and "
+        "90.00 ± 0.20 % from scratch of the 10,000 test examples"
     ) in page_of(tmp_path, summary=SUMMARY, finetuning=told).text
 
 

@@ -1,5 +1,6 @@
 """What pictures of a trained model are drawn by: its codes, what it decodes of them, and its contexts."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from aevb import bounds, data, models, training
 from aevb.errors import InputError
-from experiments import evaluate
+from experiments import evaluate, usefulness
 from experiments.build import Run
 
 Arrays = dict[str, np.ndarray]
@@ -37,6 +38,7 @@ class Artist:
         if run.model.likelihood.support == "counts" and len(run.model.event_shape) > 1:
             self.white = max(float(np.max(run.dataset.train.examples[:1000])), 1.0)
         self._decode = jax.jit(jax.vmap(self._decode_one, (None, 0, 0)))
+        self._codes = jax.jit(jax.vmap(functools.partial(usefulness.encode_one, run), (None, 0, 0)))
         self._encode = run.map_split(self._encode_one, self.split_name)
 
     def given(self, context: jax.Array | None) -> models.Given:
@@ -82,6 +84,19 @@ class Artist:
         return training.collect(
             self._encode(self.replicated, data.head(self.split, num), self.run.split_key(self.split_name))
         )
+
+    def examples(self, num: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The first `num` examples as they are stored, float32 `[num, *event]`, bytes as value / 255; their contexts.
+
+        There are fewer where the split has fewer.
+        """
+        stored = data.head(self.split, num)
+        x = usefulness.values(training.read_rows(stored.examples, np.arange(len(stored.examples))))
+        return x, None if self.run.context is None else self.contexts_of(stored.labels)
+
+    def codes(self, x: np.ndarray, contexts: np.ndarray | None) -> np.ndarray:
+        """The posterior means of what is seen `[num, *event]`, in the contexts of each: `[num, latent]`."""
+        return np.asarray(self._codes(self.params, x, contexts))
 
     def _decode_one(self, params: Any, z: jax.Array, context: jax.Array | None) -> jax.Array:
         return self.run.model.bind({"params": params}).given(context).decode(z).mean

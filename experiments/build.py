@@ -93,6 +93,11 @@ class Run:
         return keys.curve_measure, keys.curve_split, keys.curve_examples or None
 
     @property
+    def corruption(self) -> tuple[str, float] | None:
+        """The name and the level of what the encoder sees of training examples; None where it sees them."""
+        return choices.corruption(self.config.data)
+
+    @property
     def has_prior(self) -> bool:
         """Whether z has a prior to draw from; the code of an autoencoder has none."""
         return not isinstance(self.model.posterior, models.PointMass)

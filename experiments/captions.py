@@ -8,6 +8,10 @@ CAPTIONS = {
     "What is blurred or lost, the latents do not carry.",
     "restorations.png": "Restorations: data, what the mask leaves of it, and the whole with the masked patches as they "
     "were predicted.",
+    "denoise.png": "Noise taken away: data, what is seen of it, and what the model decodes from the code of that; or "
+    "images that were given, and the same of them. Strokes that are not in the data are the model’s own.",
+    "inpaint.png": "Filled in: data, what is left where some is hidden (grey), and the visible pixels as they are with "
+    "the others as decoded. Look whether strokes go on across the edge.",
     "samples.png": "Samples: decoded from draws of the prior. Compare their sharpness and their variety with the data.",
     "interpolations.png": "Interpolations: paths in latent space between the decoded codes of two datapoints, framed. "
     "Every step should itself look like data.",
@@ -19,6 +23,10 @@ CAPTIONS = {
     "Neighbours should be alike.",
     "latents.png": "Latents: posterior means of data, coloured by label if there is one. "
     "Look for clusters, and for holes that the prior covers but the data does not.",
+    "neighbours.png": "Neighbours: an example, framed, the training examples whose codes are nearest to its code, and "
+    "those whose pixels are. What a code is blind to varies among its neighbours.",
+    "arithmetic.png": "Arithmetic: data, framed, and what is decoded from its code moved along v, which leads from the "
+    "mean code of some classes to that of others. At t = 0 it is the reconstruction.",
     "filters.png": "Filters: what each element of the code adds to a picture, grey for nothing. "
     "Strokes and spots are parts that the data is put together from; noise is an element that is not used.",
     "kl_per_dim.png": "KL of each latent dimension: the nats it carries. "

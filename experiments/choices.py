@@ -196,7 +196,13 @@ def location_scale(keys: ConfigDict) -> dict[str, Any]:
 
 def make_corruption(keys: ConfigDict) -> Callable | None:
     """What the encoder sees of a training example in its place; None where it sees the example."""
-    return None if keys.corruption == "none" else CORRUPTIONS[keys.corruption](keys.corruption_level)
+    told = corruption(keys)
+    return None if told is None else CORRUPTIONS[told[0]](told[1])
+
+
+def corruption(keys: ConfigDict) -> tuple[str, float] | None:
+    """The name and the level of what training examples are corrupted by; None where they are not."""
+    return None if keys.corruption == "none" else (keys.corruption, keys.corruption_level)
 
 
 def make_learner(config: ConfigDict, model: models.VAE, num_examples: int) -> learners.Learner:

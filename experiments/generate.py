@@ -1,6 +1,9 @@
 """Draw from a trained model: a picture and the arrays behind it.
 
 python -m experiments.generate --workdir=runs/digits --what=samples --num=64
+python -m experiments.generate --workdir=runs/digits --what=denoise --noise=gaussian --level=0.5
+python -m experiments.generate --workdir=runs/digits --what=inpaint --files=mine.png,others.npy
+python -m experiments.generate --workdir=runs/digits --what=arithmetic --minus=7 --plus=1,4
 """
 
 from collections.abc import Callable
@@ -10,13 +13,14 @@ from absl import flags
 from etils import epath
 
 from aevb import models
+from aevb.data.corruption import CORRUPTIONS
 from aevb.errors import InputError
-from experiments import build, checkpointed, cli, numbers, pictures, workdir
+from experiments import build, checkpointed, cli, code_pictures, numbers, pictures, restored_pictures, workdir
 from experiments.artist import Arrays, Artist, check_label
 from experiments.build import Run
 
 # What can be asked for, and how many of it there are unless it is said.
-WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
+WHAT: dict[str, tuple[Callable[..., tuple[Any, Arrays]], int]] = {
     "samples": (pictures.samples, 64),
     "classes": (pictures.classes, 10),
     "reconstructions": (pictures.reconstructions, 10),
@@ -26,24 +30,39 @@ WHAT: dict[str, tuple[Callable[[Artist, int], tuple[Any, Arrays]], int]] = {
     "manifold": (pictures.manifold, 20),
     "latents": (pictures.latents, 10_000),
     "filters": (pictures.filters, 100),
+    "denoise": (restored_pictures.denoise, 10),
+    "inpaint": (restored_pictures.inpaint, 10),
+    "neighbours": (code_pictures.neighbours, 8),
+    "arithmetic": (code_pictures.arithmetic, 6),
 }
-# What every run draws at its end, if it can be drawn of its model.
-REPORTED = WHAT | {"kl_per_dim": (pictures.kl_per_dim, 10_000)}
-# What can be drawn for one label.
-OF_ONE_LABEL = ("samples", "traversals", "manifold")
+# What is drawn where it is asked for alone.
+ON_DEMAND = ("inpaint", "neighbours", "arithmetic")
+# What a run draws at its end, if it can be drawn of its model; noise taken away, where the model was trained to.
+REPORTED = {name: drawn for name, drawn in WHAT.items() if name not in ON_DEMAND}
+REPORTED |= {"kl_per_dim": (pictures.kl_per_dim, 10_000)}
+# Flags, and the pictures that know them.
+OPTIONS = {
+    "label": ("samples", "traversals", "manifold", "denoise", "inpaint"),
+    "noise": ("denoise",),
+    "level": ("denoise",),
+    "share": ("inpaint",),
+    "files": ("denoise", "inpaint"),
+    "minus": ("arithmetic",),
+    "plus": ("arithmetic",),
+}
 # What shows codes of data, which only an encoder makes.
-ENCODED = ("reconstructions", "interpolations", "latents", "kl_per_dim")
+ENCODED = ("reconstructions", "interpolations", "latents", "kl_per_dim", "denoise", *ON_DEMAND)
 # What is drawn from z's prior, or laid out by it.
 OF_THE_PRIOR = ("samples", "classes", "traversals", "manifold", "kl_per_dim")
 # Of a masked autoencoder, whose code of an image is not what it decodes.
-OF_MASKED = ("restorations", "latents")
+OF_MASKED = ("restorations", "inpaint", "latents", "neighbours")
 
 
 def why_not(run: Run, what: str) -> str | None:
     """Why a picture is not one of this model, and what to do, in a sentence; None where it is one."""
     latent_dim = run.model.latent_dim
     if isinstance(run.model, models.MaskedAutoencoder):
-        return _why_not_masked(what)
+        return _why_not_masked(run.model, what)
     if what == "restorations":
         return "restorations are a masked autoencoder's: use --what=reconstructions"
     if what in OF_THE_PRIOR and not run.has_prior:
@@ -61,14 +80,32 @@ def why_not(run: Run, what: str) -> str | None:
         )
     if what == "filters" and run.has_prior:
         return "filters are the dictionary of an autoencoder, and this model has a prior: use --what=traversals"
+    if what == "inpaint" and len(run.model.event_shape) < 2:
+        shape = list(run.model.event_shape)
+        return f"--what=inpaint hides the centre of images, and these datapoints have shape {shape}: use --what=denoise"
+    if what == "arithmetic" and run.context is not None:
+        return (
+            "--what=arithmetic moves a code from class to class, and a model that is told the label keeps it out of "
+            "the code: train with --config.model.context=none, or use --what=classes"
+        )
     return None
 
 
-def _why_not_masked(what: str) -> str | None:
+def _why_not_masked(model: models.MaskedAutoencoder, what: str) -> str | None:
+    if what == "denoise":
+        return (
+            "a masked autoencoder is trained on hidden patches alone and takes no noise from those that it sees: use "
+            "--what=inpaint"
+        )
     if what not in OF_MASKED:
         return (
             f"--what={what} is not drawn by a masked autoencoder, which decodes no code of a whole image: use "
             f"--what={' or '.join(OF_MASKED)}"
+        )
+    if what == "inpaint" and model.normalise:
+        return (
+            "--what=inpaint needs the mean and variance of patches that are hidden, which config.vit.normalise takes "
+            "out of what is learned: train with --config.vit.normalise=False"
         )
     return None
 
@@ -84,7 +121,7 @@ def draw_all(run: Run, params: Any, folder: epath.Path) -> None:
 
     artist = Artist(run, params)
     for name, (draw, num) in REPORTED.items():
-        if can_draw(run, name):
+        if can_draw(run, name) and (name != "denoise" or run.corruption is not None):
             figures.save(draw(artist, num)[0], folder / f"{name}.png")
 
 
@@ -104,11 +141,14 @@ def main(argv: list[str]) -> None:
     if refusal is not None:
         raise InputError(refusal)
     check_label(run, flags.FLAGS.label)
-    if flags.FLAGS.label is not None and what not in OF_ONE_LABEL:
-        raise InputError(f"--label is for {', '.join(OF_ONE_LABEL)}, and {what} have labels of their own: leave it out")
+    options = {name: flags.FLAGS[name].value for name in OPTIONS if flags.FLAGS[name].value is not None}
+    for name in options:
+        if what not in OPTIONS[name]:
+            raise InputError(f"--{name} is for {', '.join(OPTIONS[name])}, and not for {what}: leave it out")
+    label = options.pop("label", None)
     params, which = checkpointed.restore(run, folder)
     draw, default = WHAT[what]
-    figure, arrays = draw(Artist(run, params, flags.FLAGS.label), flags.FLAGS.num or default)
+    figure, arrays = draw(Artist(run, params, label), flags.FLAGS.num or default, **options)
     arrays = {name: array for name, array in arrays.items() if array is not None}
     numbers.check_finite(arrays, f"what {folder} draws")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,5 +162,13 @@ if __name__ == "__main__":
     flags.DEFINE_string("what", None, f"What to draw: {', '.join(WHAT)}.")
     flags.DEFINE_integer("num", None, "How many; each kind of picture has its own default.", lower_bound=1)
     flags.DEFINE_integer("label", None, "Draw this class; of a model with --config.model.context=label.")
+    flags.DEFINE_enum("noise", None, list(CORRUPTIONS), "Of denoise; as in training, or gaussian, unless given.")
+    flags.DEFINE_float(
+        "level", None, "Of denoise: the share of elements, or gaussian's standard deviation; as in training, or 0.25."
+    )
+    flags.DEFINE_float("share", None, "Of inpaint: the share of the area to hide; 0.25 unless given.")
+    flags.DEFINE_list("files", None, "Of denoise and inpaint: images or .npy files in the place of test examples.")
+    flags.DEFINE_list("minus", None, "Of arithmetic: the classes that codes are moved from, such as 7.")
+    flags.DEFINE_list("plus", None, "Of arithmetic: the classes that codes are moved to, such as 1,4.")
     flags.DEFINE_string("out", None, "The PNG to write, beside an .npz; in the run's figures unless given.")
     cli.run(main)

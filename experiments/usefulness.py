@@ -88,16 +88,25 @@ def values(examples: np.ndarray) -> np.ndarray:
 
 
 def encode(run: Run, params: Any, split: data.Split) -> np.ndarray:
-    """The codes of examples, means of the posterior: `[N, latent]`, of the examples as they are stored."""
+    """The codes of examples, means of the posterior: `[N, latent]`, of the examples as they are stored.
+
+    A model that is told labels is told those of the examples.
+    """
 
     def one(params: Any, point: data.Datapoint, key: jax.Array) -> jax.Array:
         del key
-        return run.model.bind({"params": params}).encode(point.x).mean
+        return encode_one(run, params, point.x, point.context)
 
-    mapped = training.map_examples(one, make_preprocess("none"), BATCH)
+    mapped = training.map_examples(one, make_preprocess("none", context=run.context), BATCH)
     codes = training.collect(mapped(params, split, run.eval_key))
     numbers.check_finite(codes, f"the codes of {run.dataset.name}")
     return codes
+
+
+def encode_one(run: Run, params: Any, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+    """The code of what is seen `[*event]`, the mean of its posterior: `[latent]`."""
+    model = run.model.bind({"params": params})
+    return (model if context is None else model.given(context)).encode(x).mean
 
 
 def restored(run: Run, params: Any, x: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -118,8 +127,7 @@ def restored(run: Run, params: Any, x: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def reconstruct_one(run: Run, params: Any, x: jax.Array) -> jax.Array:
     """The mean of p(x | z) at the code of what is seen, `[*event]` both."""
-    model = run.model.bind({"params": params})
-    return model.decode(model.encode(x).mean).mean
+    return run.model.bind({"params": params}).decode(encode_one(run, params, x)).mean
 
 
 def restored_by_pca(run: Run, pca: restoration.PCA, x: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -267,6 +267,36 @@ def test_classes_are_rows_with_their_names():
     assert figure.axes[0].get_ylabel() == "class"
 
 
+def test_rows_without_a_name_for_them_have_names_of_several_lines():
+    images = random_images(2, 10, 8, 8, 1)
+    figure = figures.classes(images, ["data", "salt and\npepper"], "")
+    expected = colours(images)
+    cell = (figures.WIDTH - 0.5 - 5 * 0.6 * figures.FONT / 72) / 10
+    np.testing.assert_array_equal(cell_pixels(figure, expected, cell), expected)
+    left = min(text.get_window_extent().x0 for text in figure.axes[0].get_yticklabels())
+    assert left > 0
+
+
+@pytest.mark.parametrize("widths", [(1, 3, 3), (1, 1, 1, 1)])
+def test_what_stands_beside_an_example_is_named_by_the_block(widths):
+    images = random_images(3, sum(widths), 8, 8, 1)
+    names = ["data", "near", "far", "farther"][: len(widths)]
+    figure = figures.beside(images, names, widths, "what")
+    rendered(figure)
+    axes = figure.axes[0]
+    places = np.cumsum(widths) - np.array(widths) / 2
+    np.testing.assert_array_equal(axes.get_xticks(), places)
+    assert [text.get_text() for text in axes.get_xticklabels()] == names
+    assert len(axes.lines) == (len(widths) - 2 if max(widths) > 1 else 0)
+    boxes = [text.get_window_extent() for text in (*axes.get_xticklabels(), axes.xaxis.label)]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    assert all(box.y0 > 0 and box.y1 < figure.bbox.height for box in boxes)
+    picture = axes.images[0].get_array()
+    scale = (picture.shape[1] // sum(widths) - figures.GAP) // 8
+    expected = figures.compose(colours(images), scale, figures.GAP)
+    np.testing.assert_array_equal(picture, expected)
+
+
 def test_save_writes_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "samples.png"
     figure = figures.samples(np.zeros((4, 8, 8)))

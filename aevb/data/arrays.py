@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -125,6 +126,23 @@ def _files(path: Path) -> Iterable[Path]:
         names = ", ".join(file.name for file in found) or "no arrays"
         raise InputError(f"{path} holds {names}; expected one .npz file, or .npy files named like its keys")
     return found
+
+
+def read_given(path: Path, event_shape: tuple[int, ...]) -> np.ndarray:
+    """The examples of a .npy file, `[N, *event]` or one `[*event]`: uint8 or float32 `[N, *event]`, as `converted`.
+
+    Raises:
+      InputError: it cannot be read, holds examples of another shape or none, or values that are no data.
+    """
+    values = _load(path, sys.maxsize)[path.stem]
+    if values.shape == tuple(event_shape):
+        values = values[None]
+    if values.shape[1:] != tuple(event_shape) or not len(values):
+        raise InputError(
+            f"{path} has the shape {list(values.shape)}; wanted are examples of shape {list(event_shape)}, one, or "
+            "several along a first axis"
+        )
+    return converted(values, str(path))
 
 
 def read_arrays(name: str, data_dir: Path | None, memory_limit_mb: int) -> dict[str, Split]:

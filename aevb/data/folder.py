@@ -44,10 +44,35 @@ def _shape(path: str) -> tuple[int, int, int]:
 
 def _decode(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     with _opened(path) as image:
-        if image.mode == "P" and shape[2] == 3:
-            image = image.convert("RGBA")  # straight to RGB, Pillow warns about transparency in the palette
+        if image.mode == "P":
+            image = image.convert("RGBA")  # straight from it, Pillow warns about transparency in the palette
         pixels = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
     return pixels.reshape(shape)
+
+
+def read_image(path: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """One image in the channels of others.
+
+    Args:
+      path: the file.
+      shape: height, width and channels, 1 or 3; other channels are converted to these.
+
+    Returns:
+      The image, uint8 `[height, width, channels]`, and its opacity, uint8 `[height, width]`, 255 where nothing shines
+      through; None of an image without transparency.
+
+    Raises:
+      InputError: it cannot be read, has more than 8 bits a channel, or another height or width.
+    """
+    height, width, _ = _shape(path)
+    if (height, width) != tuple(shape[:2]):
+        raise InputError(
+            f"the image {path} has the height and width {height} x {width}, and {shape[0]} x {shape[1]} are wanted: "
+            "crop or resize it"
+        )
+    with _opened(path) as image:
+        opacity = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+    return _decode(path, shape), opacity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ pixels of the figure: nothing is blurred. Events are images, `[H, W]`, `[H, W, 1
 from aevb.figures.grids import (
     GAP,
     MAX_CELL,
+    beside,
     classes,
     compose,
     interpolations,
@@ -30,6 +31,7 @@ __all__ = [
     "MAX_CELL",
     "ORANGE",
     "WIDTH",
+    "beside",
     "classes",
     "compose",
     "gap",

@@ -139,6 +139,33 @@ def interpolations(images: np.ndarray) -> Figure:
     return figure
 
 
+def beside(images: np.ndarray, names: Sequence[str], widths: Sequence[int], what: str = "") -> Figure:
+    """An example in each row, framed, and what was made or found of it, in blocks of columns.
+
+    Args:
+        images: [R, C, *event]; the first column is the examples.
+        names: of the examples and of each block, [1 + B].
+        widths: columns of the examples, 1, and of each block; they sum to C.
+        what: is on top of the names; nothing if empty.
+
+    Returns:
+        The figure, with a line between blocks where they are wider than a column.
+    """
+    figure, axes = _grid(images, left=0.04, right=0.04, top=0.65 if what else 0.3, bottom=0.04)
+    rows, ends = len(images), np.cumsum(widths)
+    frame = Rectangle((0, 0), 1, rows, fill=False, edgecolor=ORANGE, linewidth=2.5, clip_on=False)
+    axes.add_patch(frame)
+    for end in ends[1:-1] if max(widths) > 1 else ():
+        axes.axvline(end, color=INK, linewidth=2.5)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xticks(ends - np.array(widths) / 2, names, fontsize=FONT, color=INK)
+    axes.get_xticklabels()[0].set_color(ORANGE)
+    axes.tick_params(length=0, pad=4)
+    axes.set_xlabel(what, fontsize=FONT, color=INK, labelpad=8)
+    return figure
+
+
 def traversals(
     images: np.ndarray,
     values: np.ndarray,
@@ -179,11 +206,12 @@ def classes(images: np.ndarray, names: Sequence[str], what: str = "class") -> Fi
 
     Args:
         images: [R, C, *event].
-        names: of the rows, [R].
-        what: they are names of.
+        names: of the rows, [R]; of one line or several.
+        what: they are names of; nothing if empty.
     """
-    longest = max(map(len, names))
-    figure, axes = _grid(images, left=0.75 + max(0, longest - 3) * 0.6 * FONT / 72)
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    left = (0.75 if what else 0.5) + max(0, longest - 3) * 0.6 * FONT / 72
+    figure, axes = _grid(images, left=left)
     _label_cells(axes.yaxis, names, across=False)
     axes.set_ylabel(what, fontsize=FONT, color=INK)
     return figure

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from aevb import data
+from aevb.data.arrays import read_given
 from aevb.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 3), np.uint8)
@@ -175,3 +176,34 @@ def test_folders_without_one_meaning(tmp_path):
 def test_arrays_need_a_place():
     with pytest.raises(InputError, match=r"arrays needs --config\.data\.dir"):
         data.load("arrays", data_dir=None, validation_size=0, test_size=0, seed=0, memory_limit_mb=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (IMAGES, IMAGES),
+        (IMAGES[0], IMAGES[:1]),
+        (IMAGES > 99, (IMAGES > 99) * np.uint8(255)),
+        (IMAGES / 255, np.float32(IMAGES / 255)),
+    ],
+)
+def test_examples_of_a_given_shape(tmp_path, values, expected):
+    np.save(tmp_path / "x.npy", values)
+    found = read_given(tmp_path / "x.npy", (4, 3))
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (IMAGES[..., :2], r"x\.npy has the shape \[12, 4, 2\]; wanted are examples of shape \[4, 3\]"),
+        (IMAGES[:0], r"\[0, 4, 3\]"),
+        (np.full((4, 3), np.nan), r"x\.npy holds nan at index \[0, 0, 0\]"),
+        (np.array(3), r"x\.npy has the shape \[\]"),
+    ],
+)
+def test_examples_of_no_such_shape(tmp_path, values, words):
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(InputError, match=words):
+        read_given(tmp_path / "x.npy", (4, 3))

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from aevb import data
+from aevb.data.folder import read_image
 from aevb.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
@@ -114,3 +115,36 @@ def test_folders_without_one_meaning(tmp_path):
 def test_folder_needs_a_place():
     with pytest.raises(InputError, match=r"folder needs --config\.data\.dir"):
         data.load("folder", data_dir=None, validation_size=0, test_size=0, seed=0, memory_limit_mb=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_image_in_the_channels_that_are_wanted(tmp_path, mode, channels):
+    pixels = GENERATOR.integers(0, 256, (5, 4, 4), np.uint8)
+    image = Image.fromarray(pixels[..., : 3 if mode == "P" else 4]).convert(mode)
+    image.save(tmp_path / "x.png")
+    found, opacity = read_image(str(tmp_path / "x.png"), (5, 4, channels))
+    converted = image.convert("RGB") if mode == "P" else image
+    np.testing.assert_array_equal(
+        found, np.asarray(converted.convert("L" if channels == 1 else "RGB")).reshape(5, 4, channels)
+    )
+    if mode in ("LA", "RGBA"):
+        np.testing.assert_array_equal(opacity, pixels[..., 3])
+    else:
+        assert opacity is None
+
+
+def test_transparency_of_a_palette(tmp_path):
+    image = Image.frombytes("P", (2, 2), bytes([0, 1, 1, 2]))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    for transparency, expected in ((1, [[255, 0], [0, 255]]), (b"\xff\x07", [[255, 7], [7, 255]])):
+        image.save(tmp_path / "x.png", transparency=transparency)
+        pixels, opacity = read_image(str(tmp_path / "x.png"), (2, 2, 1))
+        np.testing.assert_array_equal(opacity, expected)
+        np.testing.assert_array_equal(pixels[..., 0], np.asarray(image.convert("RGB").convert("L")))
+
+
+def test_one_image_of_another_size(tmp_path):
+    write(tmp_path / "x.png", (5, 4))
+    with pytest.raises(InputError, match=r"x\.png has the height and width 5 x 4, and 8 x 8 are wanted"):
+        read_image(str(tmp_path / "x.png"), (8, 8, 1))

@@ -209,6 +209,11 @@ READING = {
     "unwritable out": ("generate", ["--what=samples", "--out=/proc/new/x.png"], ["/proc/new"]),
     "num": ("generate", ["--what=samples", "--num=0"], ["num"]),
     "label of pictures of data": ("generate", ["--what=latents", "--label=3"], ["--label"]),
+    "restorations of a VAE": ("generate", ["--what=restorations"], ["masked autoencoder", "--what=reconstructions"]),
+    "another picture's flag": ("generate", ["--what=latents", "--share=0.5"], ["--share is for inpaint", "latents"]),
+    "noise": ("generate", ["--what=denoise", "--noise=dust"], ["dust", "salt_and_pepper"]),
+    "no file": ("generate", ["--what=inpaint", "--files=/no/such.png"], ["/no/such.png", "no such file"]),
+    "one side": ("generate", ["--what=arithmetic", "--minus=7"], ["--plus is missing"]),
 }
 
 

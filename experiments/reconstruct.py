@@ -85,13 +85,12 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
 
 def of_masked(run: Run, error: np.ndarray) -> dict[str, Any]:
     """Of the mean squared errors of the masked patches `[N]`."""
-    keys = run.config.vit
-    units = "of each patch's own standard deviation" if keys.normalise else "of x, and PSNR is of that mean"
-    told = errors(error) | ({"psnr": None} if keys.normalise else {})
+    units = "of each patch's own standard deviation" if run.model.normalise else "of x, and PSNR is of that mean"
+    told = errors(error) | ({"psnr": None} if run.model.normalise else {})
     return told | {
-        "mask_ratio": keys.mask_ratio,
-        "convention": f"the squared error is a mean over the elements of the masked patches, {keys.mask_ratio:.0%} of "
-        f"all, one mask an example, in squared units {units}; no bound on log p(x)",
+        "mask_ratio": run.model.mask_ratio,
+        "convention": f"the squared error is a mean over the elements of the masked patches, "
+        f"{run.model.mask_ratio:.0%} of all, one mask an example, in squared units {units}; no bound on log p(x)",
     }
 
 

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aevb import data, models, training
@@ -23,6 +24,7 @@ from experiments.build import Run
 NOISES = (("gaussian", 0.1), ("gaussian", 0.25), ("gaussian", 0.5), ("masking", 0.25), ("masking", 0.5))
 HIDDEN_SHARE = 0.25  # of the area of an image that is to be filled in
 BATCH = 500
+DRAWS = 16  # of the patches that a masked autoencoder is shown
 
 
 def check(run: Run) -> None:
@@ -164,14 +166,23 @@ def noisy(run: Run, name: str, level: float, width: float) -> restoration.ImageF
 
 
 def filling(run: Run, params: Any, hidden: np.ndarray) -> restoration.ImageFn:
-    """Of a masked autoencoder: images with every patch that touches what is hidden `[H, W]` as it is predicted."""
+    """Of a masked autoencoder: images with every patch that touches what is hidden `[H, W]` as it is predicted.
+
+    A model that was trained on few visible patches errs where it is shown many, so a prediction is the mean of those
+    from several draws of as many patches as in training, out of the visible ones.
+    """
     model, params = run.model, training.unreplicate(params)
-    each = np.asarray(vit.patches(hidden[:, :, None].astype(np.float32), model.patch_size, model.pad))
-    visible = np.flatnonzero(~each.any(axis=1))
+    each = vit.patches(jnp.float32(hidden[:, :, None]), model.patch_size, model.pad)
+    masked = np.asarray(each.any(axis=1))
+    key, visible = run.eval_key, np.flatnonzero(~masked)
+    num = min(len(visible), len(vit.sample_mask(key, model.num_patches, model.mask_ratio)))
+    keys = jax.random.split(key, DRAWS if num < len(visible) else 1)
+    draws = jax.vmap(lambda key: jnp.sort(jax.random.permutation(key, visible)[:num]))(keys)
 
     def one(x: jax.Array) -> jax.Array:
         bound = model.bind({"params": params})
-        return bound.whole(bound.restore(x, visible), x)
+        mean = jax.lax.map(lambda draw: bound.restore(x, draw).predicted, draws).mean(axis=0)
+        return bound.whole(models.Restored(mean, bound.patches(x), masked), x)
 
     filled = jax.jit(jax.vmap(one))
     return lambda batch, indices: np.asarray(filled(batch))

@@ -21,11 +21,13 @@ from experiments.configs import base, vae
 
 CONFIG = "experiments/configs/vae.py"
 MCEM = ("learner.name=mcem", "eval.curve_measure=marginal", "eval.estimator=hmc")
+K_SPARSE = ("model.code=top_k", "model.code_k=3", "learner.l1_weight=0.0")
+AUTOENCODERS = (("linear", ()), ("deep", ()), ("sparse", ()), ("sparse", K_SPARSE), ("denoising", ()), ("mae", ()))
 KEYS = settings.flatten(base.get_config().to_dict())
 
 
-def load(*overrides: str, dataset: str = "digits") -> ConfigDict:
-    path = pathlib.Path(build.__file__).parent / "configs/vae.py"
+def load(*overrides: str, dataset: str = "digits", file: str = "vae") -> ConfigDict:
+    path = pathlib.Path(build.__file__).parent / f"configs/{file}.py"
     return settings.load(f"{path}:{dataset}", [f"--config.{override}" for override in overrides])
 
 
@@ -85,6 +87,7 @@ def test_every_key_is_read_by_one_module(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ),
         load("optimizer.name=adagrad", *MCEM),
         load("optimizer.name=adamw"),
+        *(load(*overrides, file=name) for name, overrides in AUTOENCODERS),
     ]
     monkeypatch.setattr(ConfigDict, "__getitem__", recording)
     run = build.build(config)

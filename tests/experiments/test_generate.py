@@ -1,5 +1,6 @@
 """Pictures and the arrays behind them, from a finished run and from data that are no images."""
 
+import dataclasses
 import math
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from test_configs import load, tiny
 
-from aevb import training
+from aevb import figures, training
 from aevb.errors import InputError
 from experiments import build, generate, pictures
 from experiments.artist import Artist
@@ -108,6 +109,21 @@ def test_every_picture_of_other_shapes(name: str, monkeypatch: pytest.MonkeyPatc
         generate.draw_all(run, params, tmp_path)
     drawn = {"samples", "reconstructions", "interpolations", "traversals", "latents", "kl_per_dim"}
     assert {path.stem for path in tmp_path.iterdir()} == drawn
+    sides = {"arithmetic": {"minus": ["0"], "plus": ["1", "2"]}, "denoise": {"noise": "salt_and_pepper"}}
+    run = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, test=run.dataset.train))
+    for what in ("denoise", "inpaint", "neighbours", "arithmetic"):
+        if generate.can_draw(run, what):
+            figure, arrays = generate.WHAT[what][0](Artist(run, params), 2, **sides.get(what, {}))
+            figures.save(figure, tmp_path / f"{what}.png")
+            assert len(arrays["x"]) == 2
+    assert (tmp_path / "inpaint.png").exists() == (name == "folder")
+
+
+OWN_FLAGS = {
+    "denoise": ["--noise=masking", "--level=0.5"],
+    "inpaint": ["--share=0.5"],
+    "arithmetic": ["--minus=7", "--plus=1,4"],
+}
 
 
 OWN_FLAGS = {

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -119,6 +120,13 @@ def test_a_masked_autoencoder_fills_in_without_looking():
     assert (one[:, hidden] != x[:, hidden]).all()
     touched = np.kron(hidden.reshape(4, 2, 4, 2).any(axis=(1, 3)), np.ones((2, 2))) > 0
     np.testing.assert_array_equal(one[:, ~touched], x[:, ~touched])
+    model, visible = run.model.bind({"params": params}), np.flatnonzero(~touched[::2, ::2].reshape(-1))
+    draws = [
+        jnp.sort(jax.random.permutation(key, visible)[:4])  # of the 16 patches a quarter, as in training
+        for key in jax.random.split(run.eval_key, usefulness.DRAWS)
+    ]
+    expected = np.mean([model.image(model.restore(x[0], draw).predicted) for draw in draws], axis=0)
+    np.testing.assert_allclose(one[0, hidden], expected[hidden], atol=1e-5)
     told = usefulness.judge(run, training.replicate(params), "test", 100)["restoration"]
     assert set(told["model"]) == set(told["PCA"]) == {"inpainting"}
     normalised = run_of("mae", "train.num_epochs=1", "vit.normalise=True")

@@ -135,8 +135,12 @@ class Run:
         return jax.random.fold_in(self.eval_key, SPLITS.index(name))
 
     def map_split(self, fn: Callable[[Any, data.Datapoint, jax.Array], Any], name: str, batches: int = 1) -> Callable:
-        """`map_examples` over a split of this run, `batches` times the config's batch at once."""
-        return map_examples(fn, self.preprocess[name], batches * self.eval_batch_size)
+        """`map_examples` over a split of this run, `batches` times the config's batch at once; nothing is corrupted."""
+
+        def clean(*stored: Any) -> data.Datapoint:
+            return self.preprocess[name](*stored)._replace(corrupted=None)
+
+        return map_examples(fn, clean, batches * self.eval_batch_size)
 
     @property
     def curve_bound(self) -> bounds.BoundFn:

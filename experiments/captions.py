@@ -2,8 +2,8 @@
 
 # What to look for in each picture, in the order of the page.
 CAPTIONS = {
-    "learning_curves.png": "Learning curves: the bound and its two parts, or what was measured in its place, nats per "
-    "datapoint. A held-out curve that falls while the training curve rises is overfitting.",
+    "learning_curves.png": "Learning curves: the bound and its two parts, nats per datapoint, or what was measured in "
+    "its place. A held-out curve that gets worse while the training curve gets better is overfitting.",
     "reconstructions.png": "Reconstructions: data above what the model decodes from its latents. "
     "What is blurred or lost, the latents do not carry.",
     "restorations.png": "Restorations: data, what the mask leaves of it, and the whole with the masked patches as they "

@@ -77,7 +77,10 @@ CATALOGUE = {
     "finetuned_accuracy": _share(CODES, "fine-tuned, {kind}", "fine-tuned is the encoder itself, with labels"),
     "kmeans_nmi": Metric(CODES, "k-means NMI", "", 1, 3, "NMI and ARI compare clusters with classes, 1 at best"),
     "kmeans_ari": Metric(CODES, "k-means ARI", "", 1, 3),
-    "anomaly_auroc": Metric(CODES, "anomaly AUROC", "", 1, 3, "AUROC is of telling a new class apart, 0.5 by chance"),
+    "anomaly_auroc": Metric(
+        CODES, "anomaly AUROC", "", 1, 3,
+        "AUROC is of telling apart a class whose codes the detector never saw, though the encoder did; 0.5 by chance",
+    ),
 }  # fmt: skip
 ORDER = list(CATALOGUE)
 

@@ -156,7 +156,7 @@ def _check_pairs(flat: dict[str, Any]) -> None:
     if flat["train.patience"] and (flat["eval.curve_split"] == "test" or flat["eval.curve_measure"] == "none"):
         raise InputError(
             "config.train.patience chooses the model by what is measured on the validation split: set "
-            "--config.eval.curve_split=validation and --config.eval.curve_measure=bound or marginal"
+            "--config.eval.curve_split=validation and --config.eval.curve_measure=bound, marginal or reconstruction"
         )
     boundaries, scales = flat["optimizer.boundaries"], flat["optimizer.scales"]
     if len(boundaries) != len(scales):
@@ -192,18 +192,18 @@ def _check_learner(flat: dict[str, Any]) -> None:
 def _check_autoencoder(flat: dict[str, Any]) -> None:
     """Refuse a deterministic code where a bound is asked for, and the other way round."""
     measures = ("reconstruction", "none")
+    is_code = flat["model.posterior"] == "point_mass"
     for key, of_code, ours in (
         ("learner.name", flat["learner.name"] in choices.AUTOENCODING, "autoencoding"),
         ("eval.estimator", flat["eval.estimator"] == "none", "none"),
         ("eval.curve_measure", flat["eval.curve_measure"] in measures, "reconstruction"),
     ):
-        is_code = flat["model.posterior"] == "point_mass"
         if is_code and not of_code:
             raise InputError(
                 f"config.{key} is {flat[key]}, but config.model.posterior is point_mass, a code without a density, "
                 f"which has no bound: use --config.{key}={ours}, or start from experiments/configs/deep.py"
             )
-        if (not is_code and of_code and flat[key] != "none") or (not is_code and of_code and key == "eval.estimator"):
+        if not is_code and of_code and (key, flat[key]) != ("eval.curve_measure", "none"):
             raise InputError(
                 f"config.{key} is {flat[key]}, which is for autoencoders: set --config.model.posterior=point_mass, or "
                 "start from experiments/configs/deep.py"
@@ -213,6 +213,15 @@ def _check_autoencoder(flat: dict[str, Any]) -> None:
             f"config.model.network is {flat['model.network']} and config.learner.name {flat['learner.name']}: vit and "
             "masked go with each other, so start from experiments/configs/mae.py"
         )
+    default, reader = flatten(base.get_config().to_dict()), "an autoencoder"
+    unread = {"model.prior": default["model.prior"]} if is_code else {}
+    if flat["model.network"] == "vit":  # the model of experiments/configs/mae.py, which the section vit describes
+        unread, reader = {key: value for key, value in default.items() if key.startswith("model.")}, "the network vit"
+        unread |= {"model.network": "vit", "model.posterior": "point_mass"}
+        unread |= {"model.likelihood": "gaussian", "model.scale": "fixed"}
+    for key, value in unread.items():
+        if flat[key] != value:
+            raise InputError(f"config.{key} is {flat[key]}, but {reader} does not read it: leave it {value}")
     if not 0 <= flat["vit.mask_ratio"] < 1:
         raise InputError(f"config.vit.mask_ratio is {flat['vit.mask_ratio']}: it must be in [0, 1)")
     if flat["model.code_k"] > flat["model.latent_dim"] and flat["model.code"] == "top_k":

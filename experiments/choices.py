@@ -179,11 +179,12 @@ def make_model(
         "num_blocks": keys.num_blocks,
     }
     options = {name: option for name, option in options.items() if name in reads}
+    mirrored = options | {"hidden": options["hidden"][::-1]}
     return models.vae(
         event_shape,
         keys.latent_dim,
         network=functools.partial(encoder, **options),
-        decoder_network=functools.partial(decoder, **options),
+        decoder_network=functools.partial(decoder, **mirrored),
         posterior=POSTERIORS[keys.posterior][0](keys),
         likelihood=LIKELIHOODS[keys.likelihood][0](keys),
         prior=PRIORS[keys.prior](keys.latent_dim),

@@ -90,7 +90,8 @@ def reconstructed(model: Model, num: int, known: dict[str, data.Dataset]) -> tup
     Raises:
       InputError: the run has no encoder or no checkpoint yet, or its data are not to be had.
     """
-    from experiments import build, checkpointed, generate  # JAX comes with them
+    from experiments import build, checkpointed, pictures  # JAX comes with them
+    from experiments.artist import Artist
 
     folder = model.runs[0].folder
     config = read_config(folder)
@@ -100,14 +101,12 @@ def reconstructed(model: Model, num: int, known: dict[str, data.Dataset]) -> tup
     run = build.build(config, dataset)
     if not run.learner.has_encoder:
         raise InputError(f"{run.facts['learner']} trains no encoder")
-    artist = generate.Artist(run, checkpointed.restore(run, folder)[0])
-    draw, name = generate.reconstructions, model.name
+    artist = Artist(run, checkpointed.restore(run, folder)[0])
+    draw, name = pictures.reconstructions, model.name
     if model.runs[0].masked:
-        draw, name = generate.restorations, f"{model.name} ({100 - 100 * run.config.vit.mask_ratio:.0f} % seen)"
+        draw, name = pictures.restorations, f"{model.name} ({100 - 100 * run.config.vit.mask_ratio:.0f} % seen)"
     _, arrays = draw(artist, num)
-    split = getattr(dataset, artist.split_name)
-    stored = np.stack([split.examples[i] for i in range(len(arrays["mean"]))])
-    stored = np.float32(stored) / np.float32(255) if stored.dtype == np.uint8 else np.float32(stored)
+    stored, _ = artist.examples(num)
     return artist.shown(stored), name, artist.shown(arrays["mean"])
 
 

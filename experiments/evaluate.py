@@ -324,8 +324,10 @@ def main(argv: list[str]) -> None:
     run = build.build(workdir.read_config(folder))
     estimator = flags.FLAGS.estimator or run.evaluation["estimator"]
     check_estimator(run, estimator)
+    if estimator == "none" and flags.FLAGS.num_samples:
+        raise InputError("--num_samples is for estimators of log p(x), and an autoencoder has none: leave it out")
     if flags.FLAGS.downstream:
-        usefulness.check(run)
+        usefulness.check(run, split_name)
     params, which = checkpointed.restore(run, folder)
     num_samples = flags.FLAGS.num_samples or (0 if estimator == "none" else ESTIMATORS[estimator][1])
     result = evaluate(run, params, split_name, num_samples, flags.FLAGS.max_examples, estimator) | which

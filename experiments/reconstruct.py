@@ -61,12 +61,12 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
         found = of_masked(run, each["masked_error"])
     else:
         found = of_code(each["code"]) | against_pca(run, params, split)
-        found |= errors(each["squared_error"] / math.prod(run.model.event_shape)) | {
+        found |= errors(each["squared_error"] / math.prod(run.model.event_shape), data_range(run)) | {
             "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
             "log_likelihood_stderr": numbers.standard_error(each["log_likelihood"]),
             "convention": "log p(x | z) at the code of the clean x, nats per datapoint, no bound on log p(x); the "
-            "squared error is a mean over elements, in squared units of x, and PSNR is of that mean, for values from 0 "
-            "to 1",
+            "squared error is a mean over elements, in squared units of x, and PSNR is of that mean, at the range of "
+            "the data",
         }
     return {
         "split": split_name,
@@ -86,7 +86,7 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
 def of_masked(run: Run, error: np.ndarray) -> dict[str, Any]:
     """Of the mean squared errors of the masked patches `[N]`."""
     units = "of each patch's own standard deviation" if run.model.normalise else "of x, and PSNR is of that mean"
-    told = errors(error) | ({"psnr": None} if run.model.normalise else {})
+    told = errors(error, data_range(run)) | ({"psnr": None} if run.model.normalise else {})
     return told | {
         "mask_ratio": run.model.mask_ratio,
         "convention": f"the squared error is a mean over the elements of the masked patches, "
@@ -94,10 +94,21 @@ def of_masked(run: Run, error: np.ndarray) -> dict[str, Any]:
     }
 
 
-def errors(mse: np.ndarray) -> dict[str, float]:
-    """The mean over examples of their mean squared errors `[N]`, its standard error, and the PSNR of it in dB."""
+def data_range(run: Run) -> float:
+    """The width of the range of the training data: 1 of bytes, of others the largest value less the smallest.
+
+    Of a set that is not in memory the first 1000 examples tell.
+    """
+    examples = run.dataset.train.examples
+    if not isinstance(examples, np.ndarray):
+        examples = training.read_rows(examples, np.arange(min(len(examples), 1000)))
+    return 1.0 if examples.dtype == np.uint8 else float(examples.max() - examples.min())
+
+
+def errors(mse: np.ndarray, width: float) -> dict[str, float]:
+    """The mean over examples of their mean squared errors `[N]`, its standard error, and its PSNR in dB at a range."""
     mean = float(mse.mean(dtype=np.float64))
-    psnr = -10 * math.log10(mean) if mean > 0 else math.inf
+    psnr = 10 * math.log10(width**2 / mean) if mean > 0 and width > 0 else math.inf
     return {"mse": mean, "mse_stderr": numbers.standard_error(mse), "psnr": psnr if psnr < math.inf else None}
 
 
@@ -109,7 +120,7 @@ def of_code(codes: np.ndarray) -> dict[str, Any]:
 def against_pca(run: Run, params: Any, split: data.Split) -> dict[str, float]:
     """The mean squared error of PCA with as many components, learned on the training split, on the same examples.
 
-    And, of a linear autoencoder, the largest angle between its subspace and PCA's, in degrees. PCA is of values as they
+    And, of a linear decoder, the largest angle between its subspace and PCA's, in degrees. PCA is of values as they
     are, so there is none where they are binarized, nor of a data set that is not in memory, nor of more components than
     the data has dimensions.
     """
@@ -124,7 +135,8 @@ def against_pca(run: Run, params: Any, split: data.Split) -> dict[str, float]:
     pca = PCA(run.model.latent_dim, svd_solver="covariance_eigh").fit(train)
     found = {"pca_mse": float(np.square(held_out - pca.inverse_transform(pca.transform(held_out))).mean())}
     decoder = training.unreplicate(params)["decoder"]
-    if set(decoder) == {"output"} and isinstance(run.model.likelihood, models.Gaussian):
+    likelihood = run.model.likelihood
+    if set(decoder) == {"output"} and isinstance(likelihood, models.Gaussian) and not likelihood.sigmoid_mean:
         kernel = np.asarray(decoder["output"]["kernel"], np.float64)
         angles = subspace_angles(kernel.T, pca.components_.T)
         found["largest_angle_to_pca"] = float(np.degrees(angles.max()))

@@ -110,9 +110,10 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
     validation = [row for row in metrics if row["split"] == "validation"]
     if evaluation:
         split, samples = evaluation["split"], evaluation["estimator"]
+        of_what = "masked patches" if "mask_ratio" in evaluation else "elements and examples"
         add(f"{split} NLL", shown("nll"), nats("nll"), samples, True)
-        add(f"{split} squared error", shown("mse", 5), f"± {shown('mse_stderr', 5)}", "mean over elements and examples")
-        add("PSNR", shown("psnr"), "dB", "of that error, at a range of 1")
+        add(f"{split} squared error", shown("mse", 5), f"± {shown('mse_stderr', 5)}", f"mean over {of_what}")
+        add("PSNR", shown("psnr"), "dB", "of that error, at the range of the data")
         add("PCA's squared error", shown("pca_mse", 5), "", f"with {evaluation['latent_dim']:,} components")
         add("angle to PCA's subspace", shown("largest_angle_to_pca"), "°", "the largest principal angle")
         add(f"{split} ELBO", shown("elbo"), nats("elbo"), "a lower bound of log p(x)", True)
@@ -321,8 +322,9 @@ def _downstream(told: dict) -> dict:
     return {
         "note": f"Learned from the codes of {told['num_train']:,} training examples, measured on {told['num_test']:,} "
         f"of the {told['split']} split; every encoder is shown the clean examples as they are stored. Clusters and "
-        "restorations are of the latter alone. dB are of the PSNR at the range of the data; higher is better in every "
-        "column of numbers.",
+        "restorations are of the latter alone. Hidden pixels are 0 where an encoder or PCA looks; a masked autoencoder "
+        "is not shown their patches. Anomalies are a class whose codes the detector never saw, though the encoder did. "
+        "dB are of the PSNR at the range of the data; higher is better in every column of numbers.",
         "codes": codes if rows else None,
         "images": images if restored else None,
     }

@@ -101,7 +101,9 @@ def centred_rectangle(height: int, width: int, share: float) -> np.ndarray:
     return mask
 
 
-def inpainting(x: np.ndarray, reconstruct: ImageFn, share: float, data_range: float) -> dict[str, float | None]:
+def inpainting(
+    x: np.ndarray, reconstruct: ImageFn, share: float, data_range: float, mean_image: np.ndarray
+) -> dict[str, float | None]:
     """The error of filling in a centred rectangle, measured on its pixels alone.
 
     Args:
@@ -109,10 +111,11 @@ def inpainting(x: np.ndarray, reconstruct: ImageFn, share: float, data_range: fl
       reconstruct: images in which the rectangle is 0 to whole ones, batch-wise.
       share: of the area, about, in (0, 1); see `centred_rectangle`.
       data_range: as in `psnr`.
+      mean_image: of the training images, `[height, width, ...]`.
 
     Returns:
       `inpainting_mse`, `inpainting_mse_stderr` and `inpainting_psnr`; `inpainting_share`, that of the area which was
-      masked; `mean_image_mse`, of filling in the mean of these images, what knows nothing of the visible pixels.
+      masked; `mean_image_mse`, of filling in the mean image, which knows nothing of the visible pixels.
 
     Raises:
       InputError: as in `psnr` and `centred_rectangle`, or the datapoints are no images.
@@ -124,7 +127,7 @@ def inpainting(x: np.ndarray, reconstruct: ImageFn, share: float, data_range: fl
     masked[:, mask] = 0
     filled, hidden = _in_batches(reconstruct, masked)[:, mask], np.asarray(x, np.float64)[:, mask]
     found = _numbers("inpainting", _errors(hidden, filled), data_range)
-    blind = _errors(hidden, np.broadcast_to(hidden.mean(axis=0), hidden.shape))
+    blind = _errors(hidden, np.broadcast_to(mean_image[mask], hidden.shape))
     return found | {"inpainting_share": float(mask.mean()), "mean_image_mse": float(blind.mean())}
 
 
@@ -241,6 +244,8 @@ def _decibels(error: float, data_range: float) -> float:
 
 def _numbers(name: str, each: np.ndarray, data_range: float) -> dict[str, Any]:
     error, decibels = float(each.mean()), _decibels(float(each.mean()), data_range)
+    if error < (np.finfo(np.float32).eps * data_range) ** 2:  # what rounding leaves is no error
+        decibels = math.inf
     stderr = float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else 0.0
     return {
         f"{name}_mse": error,

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aevb import models, training
+from aevb import models
 from aevb.data.corruption import CORRUPTIONS
 from aevb.errors import InputError
 from aevb.networks import vit
-from experiments import given_files, restoration, usefulness
+from experiments import given_files, reconstruct, restoration, usefulness
 from experiments.artist import Arrays, Artist
 
 USUAL_NOISE, USUAL_LEVEL = "gaussian", 0.25  # of a run that was trained with none; gaussian's, of the data's range
@@ -124,16 +124,8 @@ def _noise(artist: Artist, name: str | None, level: float | None) -> tuple[str, 
     if level is None and name == trained[0]:
         level = trained[1]
     if level is None:
-        level = USUAL_LEVEL * (_data_range(artist) if name == "gaussian" else 1)
+        level = USUAL_LEVEL * (reconstruct.data_range(artist.run) if name == "gaussian" else 1)
     return name, level
-
-
-def _data_range(artist: Artist) -> float:
-    """The width of the range of the training data, or of the first 1000 of what is not in memory."""
-    train = artist.run.dataset.train.examples
-    if not isinstance(train, np.ndarray):
-        train = training.read_rows(train, np.arange(min(len(train), 1000)))
-    return usefulness.data_range(usefulness.values(np.array([train.min(), train.max()])))
 
 
 def _filled_by_patches(artist: Artist, x: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

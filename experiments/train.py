@@ -246,7 +246,7 @@ def validation_scores(rows: list[dict[str, Any]]) -> list[float]:
     """What models are chosen by, nats: the trained bound, or the likelihood that is measured in its place."""
     names = ("iwae_bound", "elbo", "log_marginal", "log_likelihood")
     rows = [row for row in rows if row["split"] == "validation"]
-    return [next((row[name] for name in names if name in row), -row.get("masked_error", 0.0)) for row in rows]
+    return [-row["masked_error"] if "masked_error" in row else next(row[n] for n in names if n in row) for row in rows]
 
 
 def stopped_early(run: Run, rows: list[dict[str, Any]]) -> bool:

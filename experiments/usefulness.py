@@ -17,22 +17,27 @@ from aevb.data.binarization import make_preprocess
 from aevb.data.corruption import CORRUPTIONS
 from aevb.errors import InputError
 from aevb.networks import vit
-from experiments import downstream, numbers, restoration
+from experiments import downstream, numbers, reconstruct, restoration
 from experiments.build import Run
 
 # Of the noise that is to be taken away: for a range of 1, gaussian's standard deviation, masking's share of elements.
 NOISES = (("gaussian", 0.1), ("gaussian", 0.25), ("gaussian", 0.5), ("masking", 0.25), ("masking", 0.5))
 HIDDEN_SHARE = 0.25  # of the area of an image that is to be filled in
 BATCH = 500
+# Keep the keys of noise and patches apart from those of the splits: split(key)[i] is fold_in(key, i).
+NOISE_STREAM, PATCH_STREAM = 2**16, 2**17
 DRAWS = 16  # of the patches that a masked autoencoder is shown
 
 
-def check(run: Run) -> None:
+def check(run: Run, split_name: str) -> None:
     """Refuse a run whose codes, by themselves, say nothing, or whose data PCA cannot take.
 
     Raises:
-      InputError: there is no encoder, the encoder is told the label, or the data are not in memory.
+      InputError: there is no encoder, the encoder is told the label, the data are not in memory, the split is the one
+        that is learned from, or a split has no two classes.
     """
+    if split_name == "train":
+        raise InputError("--downstream learns from the codes of the train split: judge it on --split=test")
     if not run.learner.has_encoder:
         raise InputError(f"--downstream judges codes, and {run.facts['learner']} trains no encoder: leave it out")
     if run.context is not None:
@@ -45,6 +50,16 @@ def check(run: Run) -> None:
             f"--downstream needs {run.dataset.name} in memory, for PCA: raise config.data.memory_limit_mb, which is "
             f"{run.config.data.memory_limit_mb}"
         )
+    if _has_classes(run):
+        for name in ("train", split_name):
+            num = len(np.unique(getattr(run.dataset, name).labels))
+            if num < 2:
+                raise InputError(f"--downstream tells classes apart, and the {name} split has {num}: leave it out")
+
+
+def _has_classes(run: Run) -> bool:
+    labels = run.dataset.train.labels
+    return labels is not None and labels.ndim == 1
 
 
 def judge(run: Run, params: Any, split_name: str, max_examples: int | None = None) -> dict[str, Any]:
@@ -59,7 +74,7 @@ def judge(run: Run, params: Any, split_name: str, max_examples: int | None = Non
       InputError: as in `check`, or the labels are not classes of at least 2 kinds.
       NonFiniteError: a code or a reconstruction is not finite.
     """
-    check(run)
+    check(run, split_name)
     start = time.perf_counter()
     train, held_out = run.dataset.train, data.head(run.split(split_name), max_examples)
     x = {"train": values(train.examples), "held out": values(held_out.examples)}
@@ -70,9 +85,9 @@ def judge(run: Run, params: Any, split_name: str, max_examples: int | None = Non
         "num_train": len(train.examples),
         "num_test": len(held_out.examples),
         "seed": run.config.seed,
-        "restoration": {"model": restored(run, params, x), "PCA": restored_by_pca(run, pca, x)},
+        "restoration": {"model": restored(run, params, x), "PCA": restorations(run, pca.reconstruct, x)},
     }
-    if train.labels is not None and train.labels.ndim == 1:
+    if _has_classes(run):
         untrained = training.replicate(run.init_state().params)
         codes = {
             "model": tuple(encode(run, params, split) for split in (train, held_out)),
@@ -117,12 +132,10 @@ def restored(run: Run, params: Any, x: dict[str, np.ndarray]) -> dict[str, Any]:
     A masked autoencoder is trained on hidden patches alone: of the patches that it sees it says nothing, so it fills in
     and does not take noise away; nor does one of normalised patches know the mean and the scale of a patch.
     """
-    if isinstance(run.model, models.MaskedAutoencoder):
-        if run.model.normalise:
-            return {}
-        fill = filling(run, params, restoration.centred_rectangle(*run.model.event_shape[:2], HIDDEN_SHARE))
-        return {"inpainting": restoration.inpainting(x["held out"], fill, HIDDEN_SHARE, data_range(x["train"]))}
-    return restorations(run, reconstructing(run, params), x)
+    if not isinstance(run.model, models.MaskedAutoencoder):
+        return restorations(run, reconstructing(run, params), x)
+    hidden = restoration.centred_rectangle(*run.model.event_shape[:2], HIDDEN_SHARE)
+    return {} if run.model.normalise else inpainted(run, filling(run, params, hidden), x)
 
 
 def reconstructing(run: Run, params: Any) -> restoration.ImageFn:
@@ -132,34 +145,27 @@ def reconstructing(run: Run, params: Any) -> restoration.ImageFn:
     return lambda batch, indices: np.asarray(reconstruct(batch))
 
 
-def restored_by_pca(run: Run, pca: restoration.PCA, x: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The same of PCA; of what a masked autoencoder is not asked, PCA is not."""
-    if isinstance(run.model, models.MaskedAutoencoder):
-        if run.model.normalise:
-            return {}
-        fill = pca.reconstruct
-        return {"inpainting": restoration.inpainting(x["held out"], fill, HIDDEN_SHARE, data_range(x["train"]))}
-    return restorations(run, pca.reconstruct, x)
-
-
-def restorations(run: Run, reconstruct: restoration.ImageFn, x: dict[str, np.ndarray]) -> dict[str, Any]:
+def restorations(run: Run, restore: restoration.ImageFn, x: dict[str, np.ndarray]) -> dict[str, Any]:
     """Reconstruction, the noises taken away, and, of images, the rectangle filled in."""
-    width, clean = data_range(x["train"]), x["held out"]
-    found = restoration.reconstructing(clean, reconstruct, width)
+    width, clean = reconstruct.data_range(run), x["held out"]
     noise = {
-        f"{name} {level:g}": restoration.denoising(clean, noisy(run, name, level, width), reconstruct, width)
+        f"{name} {level:g}": restoration.denoising(clean, noisy(run, name, level, width), restore, width)
         for name, level in NOISES
     }
-    filled = {}
-    if clean.ndim > 2:
-        filled["inpainting"] = restoration.inpainting(clean, reconstruct, HIDDEN_SHARE, width)
-    return found | {"denoising": noise} | filled
+    filled = inpainted(run, restore, x) if clean.ndim > 2 else {}
+    return restoration.reconstructing(clean, restore, width) | {"denoising": noise} | filled
+
+
+def inpainted(run: Run, fill: restoration.ImageFn, x: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The rectangle filled in, beside the mean of the training images."""
+    mean = x["train"].mean(axis=0, dtype=np.float64)
+    return {"inpainting": restoration.inpainting(x["held out"], fill, HIDDEN_SHARE, reconstruct.data_range(run), mean)}
 
 
 def noisy(run: Run, name: str, level: float, width: float) -> restoration.ImageFn:
     """Examples with noise, of a key an example; a gaussian's level is in units of the data's range."""
     corrupt = CORRUPTIONS[name](level * width if name == "gaussian" else level)
-    key = jax.random.fold_in(run.eval_key, 2**16 + [each for each, _ in NOISES].index(name))
+    key = jax.random.fold_in(run.eval_key, NOISE_STREAM + [each for each, _ in NOISES].index(name))
     keys = jax.jit(jax.vmap(lambda index: jax.random.fold_in(key, index)))
     corrupted = jax.jit(jax.vmap(corrupt))
     return lambda batch, indices: np.asarray(corrupted(keys(indices), batch))
@@ -174,7 +180,7 @@ def filling(run: Run, params: Any, hidden: np.ndarray) -> restoration.ImageFn:
     model, params = run.model, training.unreplicate(params)
     each = vit.patches(jnp.float32(hidden[:, :, None]), model.patch_size, model.pad)
     masked = np.asarray(each.any(axis=1))
-    key, visible = run.eval_key, np.flatnonzero(~masked)
+    key, visible = jax.random.fold_in(run.eval_key, PATCH_STREAM), np.flatnonzero(~masked)
     num = min(len(visible), len(vit.sample_mask(key, model.num_patches, model.mask_ratio)))
     keys = jax.random.split(key, DRAWS if num < len(visible) else 1)
     draws = jax.vmap(lambda key: jnp.sort(jax.random.permutation(key, visible)[:num]))(keys)
@@ -182,12 +188,8 @@ def filling(run: Run, params: Any, hidden: np.ndarray) -> restoration.ImageFn:
     def one(x: jax.Array) -> jax.Array:
         bound = model.bind({"params": params})
         mean = jax.lax.map(lambda draw: bound.restore(x, draw).predicted, draws).mean(axis=0)
-        return bound.whole(models.Restored(mean, bound.patches(x), masked), x)
+        each = bound.patches(x)
+        return bound.whole(models.Restored(mean, each, masked, jnp.ones(each.shape, bool)), x)
 
     filled = jax.jit(jax.vmap(one))
     return lambda batch, indices: np.asarray(filled(batch))
-
-
-def data_range(train: np.ndarray) -> float:
-    """The largest training value less the smallest: 1 of images from black to white."""
-    return float(train.max() - train.min())

@@ -23,7 +23,6 @@ from aevb.errors import InputError
 BINARIZATIONS = ("none", "static", "dynamic", "threshold", "grey")
 
 DRAWN_AT_ONCE = 10_000  # examples, in one call
-CORRUPTION_STREAM = 1  # keeps its key apart from the one that dynamic draws consume
 
 # From (stored example, its label or None, its index in the split, a key for this sighting) to the datapoint.
 Preprocess = Callable[[jax.Array, jax.Array | None, jax.Array, jax.Array], Datapoint]
@@ -78,9 +77,12 @@ def make_preprocess(
         return to_unit(stored)
 
     def preprocess(stored: jax.Array, label: jax.Array | None, example_id: jax.Array, key: jax.Array) -> Datapoint:
+        told = None if context is None else context(label)
+        if corrupt is None:
+            return Datapoint(values(stored, example_id, key), told)
+        key, noise_key = jax.random.split(key)
         x = values(stored, example_id, key)
-        corrupted = None if corrupt is None else corrupt(jax.random.fold_in(key, CORRUPTION_STREAM), x)
-        return Datapoint(x, None if context is None else context(label), corrupted)
+        return Datapoint(x, told, corrupt(noise_key, x))
 
     return preprocess
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from aevb import models
+from aevb.errors import InputError
 from aevb.learners import Batch, Learner, TrainState, descend, example_keys, first_state
+from aevb.networks import vit
 
 
 def learner(model: models.MaskedAutoencoder, optimizer: optax.GradientTransformation) -> Learner:
@@ -24,7 +26,16 @@ def learner(model: models.MaskedAutoencoder, optimizer: optax.GradientTransforma
 
     Returns:
       A `Learner` whose metrics are `masked_error`, which is the `loss`, and `grad_norm`. There is no bound.
+
+    Raises:
+      InputError: the mask ratio hides no patch, so that there is nothing to learn.
     """
+    visible = jax.eval_shape(lambda: vit.sample_mask(jax.random.key(0), model.num_patches, model.mask_ratio))
+    if visible.size == model.num_patches:
+        raise InputError(
+            f"a mask ratio of {model.mask_ratio} hides none of {model.num_patches} patches: raise it, or make patches "
+            "smaller"
+        )
 
     def loss_fn(params: Any, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         bound = model.bind({"params": params})

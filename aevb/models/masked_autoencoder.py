@@ -21,17 +21,22 @@ class Restored(NamedTuple):
       predicted: all patches as the decoder writes them, `[N, P]`, of the kind of `target`.
       target: the patches themselves, normalised one by one if the model is trained on that, `[N, P]`.
       masked: which patches were masked, bool `[N]`.
+      inside: which elements are the image's own and not padding, bool `[N, P]`.
     """
 
     predicted: jax.Array
     target: jax.Array
     masked: jax.Array
+    inside: jax.Array
 
     @property
     def error(self) -> jax.Array:
-        """The mean squared error over the elements of the masked patches, the objective, in squared units of target."""
-        each = jnp.square(self.predicted - self.target).mean(axis=-1)
-        return jnp.where(self.masked, each, 0.0).sum() / jnp.maximum(self.masked.sum(), 1)
+        """The mean squared error over the elements of the masked patches, the objective, in squared units of target.
+
+        Padding is no part of it.
+        """
+        counted = self.masked[:, None] & self.inside
+        return jnp.where(counted, jnp.square(self.predicted - self.target), 0.0).sum() / jnp.maximum(counted.sum(), 1)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -47,7 +52,7 @@ class MaskedAutoencoder(nn.Module):
       patch_size: of a square patch, in pixels.
       mask_ratio: the share of patches that training masks, in [0, 1).
       pad: whether an image that the patches do not cover evenly is padded with zeros.
-      normalise: whether the target of each patch has its own mean and variance taken out.
+      normalise: whether the target of each patch has its own mean and variance, padding included, taken out.
     """
 
     encoder: nn.Module
@@ -76,7 +81,8 @@ class MaskedAutoencoder(nn.Module):
         each = self.patches(x)
         predicted = self.decoder(self.encoder(each[visible], visible), visible)
         masked = jnp.ones(self.num_patches, bool).at[visible].set(False)
-        return Restored(predicted, vit.normalised(each) if self.normalise else each, masked)
+        target = vit.normalised(each) if self.normalise else each
+        return Restored(predicted, target, masked, self.patches(jnp.ones(self.event_shape)) > 0)
 
     def image(self, patches: jax.Array) -> jax.Array:
         """The image `[H, W, C]` of patches `[N, P]`."""

@@ -38,57 +38,59 @@ def names(only: str) -> list[str]:
     Raises:
       InputError: it names none.
     """
-    some = [name for name in RUNS if not only or name in only.split(",")]
-    if not some or len(some) < len(only.split(",")) * bool(only):
+    some = set(only.split(",")) if only else set(RUNS)
+    if some - set(RUNS):
         raise InputError(f"--only={only} names a run that is none: the runs are {', '.join(RUNS)}")
-    return some
+    return [name for name in RUNS if name in some]
 
 
 def judged(folder: epath.Path, max_examples: int | None) -> bool:
     """Whether the codes of a run were judged, with the weights that it ended with and as many test examples."""
     path = folder / "evaluation.json"
     told, summary = (workdir.read_json(each) if each.exists() else {} for each in (path, folder / "summary.json"))
-    wanted = min(max_examples or told.get("num_examples", 0), told.get("num_examples", 0))
-    return "downstream" in told and told["step"] == summary["evaluation"]["step"] and told["num_examples"] == wanted
+    if "downstream" not in told:
+        return False
+    ended = summary["evaluation"]
+    wanted = min(max_examples or ended["num_examples"], ended["num_examples"])
+    return told["step"] == ended["step"] and told["downstream"]["num_test"] == wanted
+
+
+def tuned(folder: epath.Path) -> bool:
+    """Whether the encoder of a run was fine-tuned on as few labels, from the weights that it ended with."""
+    path = folder / "finetuning.json"
+    told, summary = (workdir.read_json(each) if each.exists() else {} for each in (path, folder / "summary.json"))
+    return bool(told) and (told["num_labels"], told["step"]) == (FEW, summary["evaluation"]["step"])
+
+
+def jobs(root: epath.Path, name: str, seed: int, max_examples: int | None) -> list[side_by_side.Job]:
+    """What is still to be measured of a run."""
+    folder, left = root / f"{name}_seed{seed}", []
+    if not judged(folder, max_examples):
+        few = () if max_examples is None else (f"--max_examples={max_examples}",)
+        command = ["experiments.evaluate", f"--workdir={folder}", "--downstream", *few]
+        left.append(side_by_side.Job(f"judge {folder.name}", command, f"{folder}.judge.log"))
+    if name in FINE_TUNED and not tuned(folder):
+        command = ["experiments.finetune", f"--workdir={folder}", f"--num_labels={FEW}", f"--seed={seed}"]
+        left.append(side_by_side.Job(f"fine-tune {folder.name}", command, f"{folder}.tune.log"))
+    return left
 
 
 def main(argv: list[str]) -> None:
     cli.refuse(argv)
     root, given = epath.Path(flags.FLAGS.workdir), flags.FLAGS
-    some = names(given.only)
     length = () if given.num_epochs is None else (f"train.num_epochs={given.num_epochs}",)
+    # Seed after seed, so that the first of each is what is drawn.
+    runs = [(name, seed) for seed in range(given.num_seeds) for name in names(given.only)]
     trainings = [
         side_by_side.training(f"{name}_seed{seed}", RUNS[name][0], (*RUNS[name][1], *length, f"seed={seed}"))
-        for seed in range(given.num_seeds)
-        for name in some
+        for name, seed in runs
     ]
     side_by_side.train(trainings, root, given.jobs)
-    folders = [root / each.name for each in trainings]
     for each in trainings:
         side_by_side.check_length(each, root)
-    few = () if given.max_examples is None else (f"--max_examples={given.max_examples}",)
-    jobs = [
-        side_by_side.Job(
-            f"judge {folder.name}",
-            ["experiments.evaluate", f"--workdir={folder}", "--downstream", *few],
-            f"{folder}.judge.log",
-        )
-        for folder in folders
-        if not judged(folder, given.max_examples)
-    ]
-    jobs += [
-        side_by_side.Job(
-            f"fine-tune {folder.name}",
-            ["experiments.finetune", f"--workdir={folder}", f"--num_labels={FEW}"],
-            f"{folder}.tune.log",
-        )
-        for folder in folders
-        if folder.name.startswith(FINE_TUNED) and not (folder / "finetuning.json").exists()
-    ]
-    side_by_side.run(jobs, given.jobs)
+    side_by_side.run([job for run in runs for job in jobs(root, *run, given.max_examples)], given.jobs)
     out = epath.Path(given.out or root / "comparison")
-    # Seed after seed, so that the first of each is what is drawn.
-    command = ["experiments.compare", *map(str, folders), f"--out={out}"]
+    command = ["experiments.compare", *(str(root / each.name) for each in trainings), f"--out={out}"]
     side_by_side.run([side_by_side.Job("compare", command, f"{root}/comparison.log")], 1)
     print(f"look at {out / 'comparison.html'}")
 

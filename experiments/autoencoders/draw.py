@@ -16,7 +16,6 @@ def score(
     learned: Callable[[np.ndarray], np.ndarray],
     truth: Callable[[np.ndarray], np.ndarray],
     log_density: Callable[[np.ndarray], np.ndarray],
-    noise: float,
 ) -> Figure:
     """The learned and the true score of a density in the plane, as arrows over its contours, on one scale."""
     figure = Figure(figsize=(WIDTH, 4.0), dpi=DPI, layout="constrained")

@@ -19,7 +19,7 @@ from absl import flags
 from etils import epath
 
 from aevb import data, training
-from experiments import build, cli, settings, workdir
+from experiments import build, cli, numbers, settings, workdir
 from experiments.autoencoders import draw
 
 CENTRES = np.float32([[-1.5, -0.8], [1.5, -0.8], [0.0, 1.4]])
@@ -37,7 +37,8 @@ OVERRIDES = (
     "train.batch_size=250",
 )
 NUM, HELD_OUT = 50_000, 5_000
-COLUMNS = ("noise", "relative_error", "relative_error_of_0", "num_train", "num_test", "seed")
+POINTS, NOISY_POINTS = 1000, 2000  # added to the seed, whose own key is that of the training
+COLUMNS = ("noise", "relative_error", "stderr", "num_train", "num_test", "seed")
 Score = Callable[[np.ndarray], np.ndarray]  # [N, 2] to [N, 2]
 
 
@@ -62,7 +63,7 @@ def points(num: int, key: jax.Array) -> np.ndarray:
 def learned_score(noise: float, seed: int) -> Score:
     """That of a denoising autoencoder trained on clean points with this noise."""
     overrides = [f"--config.{each}" for each in (*OVERRIDES, f"data.corruption_level={noise}", f"seed={seed}")]
-    train, empty = (data.Split(points(num, jax.random.key(seed)), None) for num in (NUM, 0))
+    train, empty = (data.Split(points(num, jax.random.key(seed + POINTS)), None) for num in (NUM, 0))
     known = data.Dataset("mixture", (2,), train, empty, empty, "drawn from the density that is known")
     run = build.build(settings.load(CONFIG, overrides), known)
     steps = training.train(run.learner, run.init_state(), run.feed, run.preprocess["train"], num_steps=run.num_steps)
@@ -71,9 +72,15 @@ def learned_score(noise: float, seed: int) -> Score:
     return jax.jit(jax.vmap(lambda x: (model.decode(model.encode(x).mean).mean - x) / noise**2))
 
 
-def relative_error(score: np.ndarray, truth: np.ndarray) -> float:
-    """`sqrt(mean |score - truth|^2 / mean |truth|^2)` over noisy points, so that a score of 0 has 1."""
-    return float(np.sqrt(np.square(score - truth).sum() / np.square(truth).sum()))
+def relative_error(score: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """`sqrt(mean |score - truth|^2 / mean |truth|^2)` over noisy points, of which a score of 0 has 1; standard error.
+
+    The latter is that of the ratio of the two means (delta method), halved as the root has it.
+    """
+    errors, sizes = (np.square(each).sum(axis=1, dtype=np.float64) for each in (score - truth, truth))
+    ratio = errors.mean() / sizes.mean()
+    stderr = numbers.standard_error(errors - ratio * sizes) / sizes.mean()
+    return float(np.sqrt(ratio)), float(stderr / (2 * np.sqrt(ratio))) if ratio else 0.0
 
 
 def main(argv: list[str]) -> None:
@@ -83,17 +90,17 @@ def main(argv: list[str]) -> None:
     folder, seed = epath.Path(flags.FLAGS.out), flags.FLAGS.seed
     rows, drawn = [], None
     for noise in NOISES:
-        clean_key, noise_key = jax.random.split(jax.random.key(seed + 1))
+        clean_key, noise_key = jax.random.split(jax.random.key(seed + NOISY_POINTS))
         noisy = points(HELD_OUT, clean_key) + noise * np.asarray(jax.random.normal(noise_key, (HELD_OUT, 2)))
         learned, truth = learned_score(noise, seed), true_score(noise)
-        error = relative_error(np.asarray(learned(noisy)), np.asarray(truth(noisy)))
-        rows.append([noise, round(error, 4), 1.0, NUM, HELD_OUT, seed])
+        error, stderr = relative_error(np.asarray(learned(noisy)), np.asarray(truth(noisy)))
+        rows.append([noise, round(error, 4), round(stderr, 4), NUM, HELD_OUT, seed])
         print(f"noise {noise:g}: relative error of the score {error:.3f}", flush=True)
         if noise == DRAWN:
             drawn = learned, truth
     folder.mkdir(parents=True, exist_ok=True)
     workdir.write_csv(folder / "score.csv", COLUMNS, rows)
-    figures.save(draw.score(*drawn, mixture(DRAWN).log_prob, DRAWN), folder / "score.png")
+    figures.save(draw.score(*drawn, mixture(DRAWN).log_prob), folder / "score.png")
     print(f"wrote {folder / 'score.png'} and score.csv")
 
 

@@ -38,7 +38,7 @@ def data() -> dict:
 def model() -> dict:
     return {
         "network": "mlp",  # of the encoder and the decoder: mlp, gated_mlp, conv, residual; vit of a masked autoencoder
-        "hidden": (500,),  # width of each hidden layer; of conv and residual those between image and code
+        "hidden": (500,),  # width of each hidden layer, from x or convolutions to the code; the decoder's the other way
         "channels": (16, 32),  # of conv and residual, from the image to the code, each half as high and wide
         "num_blocks": 1,  # of residual, residual blocks for each of the channels
         "activation": "tanh",  # tanh, relu, gelu, elu, softplus

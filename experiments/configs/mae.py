@@ -5,14 +5,14 @@ python -m experiments.train --config=experiments/configs/mae.py:mnist --workdir=
 
 from ml_collections import ConfigDict
 
-from experiments.configs import vae
+from experiments.configs import base, vae
 
 
 def get_config(dataset: str = "digits") -> ConfigDict:
     config = vae.get_config(dataset)
     config.data.binarization = "none"
+    config.model.update(base.model())  # the section vit takes its place
     config.model.update({"network": "vit", "posterior": "point_mass", "likelihood": "gaussian", "scale": "fixed"})
-    config.model.update({"hidden": (500,), "sigmoid_mean": False})
     config.optimizer.update({"name": "adamw", "weight_decay": 0.05, "schedule": "cosine", "warmup_steps": 100})
     config.vit.patch_size = 2 if dataset == "digits" else 4
     config.learner.name = "masked"

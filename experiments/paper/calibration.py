@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from experiments import numbers
+
 NUM_BINS = 20
 LEVELS = np.arange(1, NUM_BINS) / NUM_BINS  # of central predictive intervals
 
@@ -55,8 +57,8 @@ def coverage(cdf: np.ndarray) -> Calibration:
       cdf: the predictive distribution's at each pixel, `[n, pixels]`; uniform where the model is calibrated.
     """
     shares = (np.abs(2 * cdf - 1)[..., None] <= LEVELS + 1e-9).mean(axis=1)
-    numbers = {}
+    told = {}
     for level in (50, 90):
         share = shares[:, level * NUM_BINS // 100 - 1]
-        numbers[f"share_within_{level}"] = (float(share.mean()), numbers.standard_error(share))
-    return Calibration(LEVELS, shares.mean(axis=0), numbers)
+        told[f"share_within_{level}"] = (float(share.mean()), numbers.standard_error(share))
+    return Calibration(LEVELS, shares.mean(axis=0), told)

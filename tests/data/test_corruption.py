@@ -59,7 +59,7 @@ def test_levels_that_are_none_are_refused(name, level):
 def test_the_target_stays_clean_and_is_the_one_without_corruption():
     stored, key = np.uint8(np.round(255 * X)), jax.random.key(3)
     for binarization in ("dynamic", "none"):
-        plain = make_preprocess(binarization)(stored, None, jnp.int32(0), key)
+        plain = make_preprocess(binarization)(stored, None, jnp.int32(0), jax.random.split(key)[0])
         assert plain.corrupted is None
         assert plain.seen is plain.x
         noisy = make_preprocess(binarization, corrupt=masking(0.5))(stored, None, jnp.int32(0), key)

@@ -33,18 +33,34 @@ def test_runs_are_named_whole():
 
 def test_codes_are_judged_once_for_the_weights_that_a_run_ended_with(tmp_path):
     folder = epath.Path(tmp_path)
-    (folder / "summary.json").write_text(json.dumps({"evaluation": {"step": 30}}))
-    assert not comparison.judged(folder, None)
-    told = {"step": 30, "num_examples": 500}
+    (folder / "summary.json").write_text(json.dumps({"evaluation": {"step": 30, "num_examples": 900}}))
+    assert not comparison.judged(folder, None) and not comparison.tuned(folder)
+    whole, some = {"step": 30, "downstream": {"num_test": 900}}, {"step": 30, "downstream": {"num_test": 500}}
     for evaluation, most, done in (
-        (told, None, False),
-        (told | {"downstream": {}}, None, True),
-        (told | {"downstream": {}}, 500, True),
-        (told | {"downstream": {}}, 400, False),
-        (told | {"downstream": {}, "step": 20}, None, False),
+        ({"step": 30}, None, False),
+        (whole, None, True),
+        (whole, 1000, True),
+        (whole, 500, False),
+        (some, 500, True),
+        (some, None, False),
+        (some, 800, False),
+        (whole | {"step": 20}, None, False),
     ):
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
         assert comparison.judged(folder, most) == done, (evaluation, most)
+    for told, done in (({"num_labels": 1000, "step": 30}, True), ({"num_labels": 1000, "step": 20}, False)):
+        (folder / "finetuning.json").write_text(json.dumps(told))
+        assert comparison.tuned(folder) == done
+
+
+def test_what_is_left_of_a_run_is_its_codes_and_a_deep_ones_fine_tuning(tmp_path):
+    root = epath.Path(tmp_path)
+    commands = [job.arguments for job in comparison.jobs(root, "masked", 2, None)]
+    assert commands == [
+        ["experiments.evaluate", f"--workdir={root}/masked_seed2", "--downstream"],
+        ["experiments.finetune", f"--workdir={root}/masked_seed2", "--num_labels=1000", "--seed=2"],
+    ]
+    assert [job.name for job in comparison.jobs(root, "deep_2", 0, 100)] == ["judge deep_2_seed0"]
 
 
 def test_a_failed_job_is_named_and_the_others_are_done(tmp_path):
@@ -70,8 +86,18 @@ def test_the_score_of_the_mixture_is_the_gradient_of_its_density():
     )
     expected = (densities[..., None] * pulls).sum(axis=0) / densities.sum(axis=0)[:, None]
     np.testing.assert_allclose(score.true_score(noise)(np.float32(x)), expected, rtol=1e-3, atol=1e-3)
-    assert score.relative_error(np.zeros_like(expected), expected) == 1
-    assert score.relative_error(1.1 * expected, expected) == pytest.approx(0.1)
+    assert score.relative_error(np.zeros_like(expected), expected) == (1, 0)
+    assert score.relative_error(1.1 * expected, expected) == pytest.approx((0.1, 0))
+
+
+def test_the_standard_error_of_the_relative_error_is_that_of_repeated_draws():
+    rng, found = np.random.default_rng(0), []
+    for _ in range(400):
+        truth = rng.normal(size=(100, 2))
+        found.append(score.relative_error(truth + 0.3 * rng.normal(size=truth.shape), truth))
+    errors, stderrs = np.transpose(found)
+    assert errors.mean() == pytest.approx(0.3, rel=0.02)
+    assert stderrs.mean() == pytest.approx(errors.std(), rel=4 / np.sqrt(800))
 
 
 def test_clean_points_are_of_the_mixture():
@@ -84,6 +110,6 @@ def test_clean_points_are_of_the_mixture():
 
 def test_masked_patches_never_enter_the_encoder_that_is_timed(monkeypatch):
     monkeypatch.setattr(mask_speed, "BATCH", 2)
-    for share, visible in ((0.0, 49), (0.75, 12)):
+    for share, visible in ((0.02, 48), (0.75, 12)):
         encoder, _ = mask_speed.contenders(share)
         assert encoder().shape == (2, visible + 1, 64)

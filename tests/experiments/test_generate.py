@@ -126,13 +126,6 @@ OWN_FLAGS = {
 }
 
 
-OWN_FLAGS = {
-    "denoise": ["--noise=masking", "--level=0.5"],
-    "inpaint": ["--share=0.5"],
-    "arithmetic": ["--minus=7", "--plus=1,4"],
-}
-
-
 @pytest.mark.parametrize("what", sorted(set(generate.WHAT) - {"classes", "restorations", "filters"}))
 def test_command(command, finished: pathlib.Path, tmp_path: pathlib.Path, what: str):
     out, own = tmp_path / "new" / "picture.png", OWN_FLAGS.get(what, [])

@@ -78,17 +78,17 @@ def test_inpainting_is_judged_where_nothing_is_seen(event):
         filled[:, mask] = other[indices][:, mask]
         return filled
 
-    seen = x
-    found = restoration.inpainting(x, fill, 0.25, 1)
+    seen, mean = x, images(1, *event, seed=3)[0]
+    found = restoration.inpainting(x, fill, 0.25, 1, mean)
     errors = np.square(np.float64(x[:, mask]) - other[:, mask])
     assert found["inpainting_mse"] == pytest.approx(errors.mean(), rel=1e-6)
     assert found["inpainting_psnr"] == pytest.approx(-10 * np.log10(errors.mean()), rel=1e-6)
     assert found["inpainting_share"] == mask.mean()
-    assert found["mean_image_mse"] == pytest.approx(x[:, mask].var(axis=0).mean(), rel=1e-5)
+    assert found["mean_image_mse"] == pytest.approx(np.square(x - mean)[:, mask].mean(), rel=1e-5)
     # Neither what is made of the visible pixels changes a number, nor these themselves.
-    assert restoration.inpainting(x, functools.partial(fill, outside=1e3), 0.25, 1) == found
+    assert restoration.inpainting(x, functools.partial(fill, outside=1e3), 0.25, 1, mean) == found
     seen = np.where(mask.reshape(*mask.shape, *(1,) * (len(event) - 2)), x, images(20, *event, seed=2))
-    assert restoration.inpainting(seen, fill, 0.25, 1) == found
+    assert restoration.inpainting(seen, fill, 0.25, 1, mean) == found
     np.testing.assert_array_equal(x, images(20, *event))  # the caller's are as they were
 
 
@@ -146,8 +146,11 @@ NAN = X * np.float32([1, 1, np.nan, 1])[:, None, None, None]
             r"of images \(4, 6, 6, 1\) came images \(4, 6,",
         ),
         (lambda: restoration.denoising(X, lambda x, i: x[:1], same, 1), r"came images \(1, 6, 6, 1\)"),
-        (lambda: restoration.inpainting(X, same, 1.0, 1), r"the share of the area to mask is 1\.0"),
-        (lambda: restoration.inpainting(X[:, :, 0, 0], same, 0.5, 1), r"datapoints of shape \(6,\) have no rectangle"),
+        (lambda: restoration.inpainting(X, same, 1.0, 1, X[0]), r"the share of the area to mask is 1\.0"),
+        (
+            lambda: restoration.inpainting(X[:, :, 0, 0], same, 0.5, 1, X[0, :, 0, 0]),
+            r"datapoints of shape \(6,\) have no rectangle",
+        ),
         (lambda: restoration.pca_codes(X, X, 0, 0), "0 components were asked"),
         (lambda: restoration.pca_codes(X, X[:, 1:], 2, 0), r"training images are \(6, 6, 1\), test images \(5, 6, 1\)"),
         (lambda: restoration.pca_codes(np.nan * X, X, 2, 0), "4 of 4 images are not finite"),

@@ -123,7 +123,7 @@ def test_a_masked_autoencoder_fills_in_without_looking():
     model, visible = run.model.bind({"params": params}), np.flatnonzero(~touched[::2, ::2].reshape(-1))
     draws = [
         jnp.sort(jax.random.permutation(key, visible)[:4])  # of the 16 patches a quarter, as in training
-        for key in jax.random.split(run.eval_key, usefulness.DRAWS)
+        for key in jax.random.split(jax.random.fold_in(run.eval_key, usefulness.PATCH_STREAM), usefulness.DRAWS)
     ]
     expected = np.mean([model.image(model.restore(x[0], draw).predicted) for draw in draws], axis=0)
     np.testing.assert_allclose(one[0, hidden], expected[hidden], atol=1e-5)

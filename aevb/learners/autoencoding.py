@@ -55,7 +55,8 @@ def learner(model: models.VAE, optimizer: optax.GradientTransformation, *, l1_we
 
     `loss = -(1/M) sum_i [log p(x_i | z_i) - l1_weight |z_i|_1]`, nats per datapoint, with
     `z_i = code(encoder(seen_i))`. What is seen is x (an autoencoder) or a corruption of it (a denoising one). With
-    the L1 penalty codes become sparse, if their activation can be 0, such as a ReLU's.
+    the L1 penalty codes become sparse, if their activation can be 0, such as a ReLU's. A decoder that grows while codes
+    shrink evades it, unless its weights are held, for example by AdamW's decay.
 
     Args:
       model: of a `models.PointMass` posterior; its prior is not read.

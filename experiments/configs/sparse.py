@@ -3,6 +3,8 @@
 python -m experiments.train --config=experiments/configs/sparse.py:mnist --workdir=runs/sparse
 python -m experiments.generate --workdir=runs/sparse --what=filters
 
+Smaller codes with a larger decoder say the same at a smaller penalty, so weight decay holds the decoder.
+
 --config.model.code=top_k --config.model.code_k=25 --config.learner.l1_weight=0 keeps the 25 largest instead (Makhzani &
 Frey, 1312.5663).
 """
@@ -16,4 +18,5 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config = deep.get_config(dataset)
     config.model.update({"hidden": (), "latent_dim": 1024, "code": "relu"})
     config.learner.l1_weight = 0.1
+    config.optimizer.update({"name": "adamw", "weight_decay": 0.1})
     return config

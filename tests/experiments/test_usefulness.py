@@ -130,10 +130,8 @@ def test_a_masked_autoencoder_fills_in_without_looking():
     told = usefulness.judge(run, training.replicate(params), "test", 100)["restoration"]
     assert set(told["model"]) == {"inpainting"} < set(told["PCA"])
     normalised = run_of("mae", "train.num_epochs=1", "vit.normalise=True")
-    assert usefulness.judge(normalised, training.replicate(params), "test", 100)["restoration"] == {
-        "model": {},
-        "PCA": {},
-    }
+    told = usefulness.judge(normalised, training.replicate(params), "test", 100)["restoration"]
+    assert told["model"] == {}
 
 
 @pytest.mark.parametrize(

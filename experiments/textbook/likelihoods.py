@@ -16,6 +16,7 @@ from etils import epath
 from aevb.errors import InputError
 from experiments import cli, side_by_side, workdir
 
+_IWAE = ("bound.name=iwae", "bound.num_samples=5", "bound.kl_schedule=constant", "bound.kl_warmup_steps=0")
 # A config, and what a run changes in it.
 RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "vae": ("vae.py:mnist", ()),
@@ -25,6 +26,7 @@ RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "burda_vae_5": ("burda.py:mnist,sgvb_b,5", ()),
     "burda_iwae_5": ("burda.py:mnist,iwae,5", ()),
     "gated": ("gated.py:mnist", ()),
+    "gated_iwae_5": ("gated.py:mnist", (*_IWAE, "train.num_epochs=350.0")),
     "static_burda_vae_1": ("burda.py:binarized_mnist,sgvb_b,1", ()),
     "static_burda_iwae_5": ("burda.py:binarized_mnist,iwae,5", ()),
     "static_gated": ("gated.py:binarized_mnist", ("train.patience=10", "eval.num_samples=1000")),

@@ -46,7 +46,7 @@ CATALOGUE = {
     "marginal_kl": Metric(LIKELIHOOD, "", "nats", 0, 2),
     "active_units": Metric(LIKELIHOOD, "active units", "", 0, 0, "active units are latent dimensions in use"),
     "mse": Metric(RECONSTRUCTION, "squared error", "", -1, 5, "the squared error is a mean over elements and examples"),
-    "psnr": Metric(RECONSTRUCTION, "PSNR", "dB", 1, 2, "PSNR is of that error, for values from 0 to 1"),
+    "psnr": Metric(RECONSTRUCTION, "PSNR", "dB", 1, 2, "PSNR is of that error, at the range of the data"),
     "pca_mse": Metric(RECONSTRUCTION, "PCA’s squared error", "", 0, 5, "PCA’s is of a code of the same size"),
     "largest_angle_to_pca": Metric(
         RECONSTRUCTION, "angle to PCA", "°", 0, 1, "the angle is the largest between the two subspaces"

@@ -178,7 +178,7 @@ def test_what_is_transparent_is_filled_in(
         if each is artist:
             expected = pca.reconstruct(np.where(hidden[..., None], 0, x))
         else:
-            fills = [usefulness.filling(each.run, each.params, mask) for mask in hidden]
+            fills = [usefulness.filling(each.run, each.replicated, mask) for mask in hidden]
             expected = np.stack([fill(x[i : i + 1], np.array([i]))[0] for i, fill in enumerate(fills)])
         np.testing.assert_allclose(arrays["mean"][hidden], expected[hidden], atol=1e-4)
 

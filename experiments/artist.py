@@ -9,7 +9,7 @@ import numpy as np
 
 from aevb import bounds, data, models, training
 from aevb.errors import InputError
-from experiments import evaluate, usefulness
+from experiments import evaluate, reconstruct, usefulness
 from experiments.build import Run
 
 Arrays = dict[str, np.ndarray]
@@ -91,7 +91,7 @@ class Artist:
         There are fewer where the split has fewer.
         """
         stored = data.head(self.split, num)
-        x = usefulness.values(training.read_rows(stored.examples, np.arange(len(stored.examples))))
+        x = reconstruct.values(training.read_rows(stored.examples, np.arange(len(stored.examples))))
         return x, None if self.run.context is None else self.contexts_of(stored.labels)
 
     def codes(self, x: np.ndarray, contexts: np.ndarray | None) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from aevb import data, training
 from aevb.errors import InputError
-from experiments import usefulness
+from experiments import reconstruct, usefulness
 from experiments.artist import Arrays, Artist
 
 NEIGHBOURS = 6  # of each example, by its code and by its pixels
@@ -38,7 +38,7 @@ def neighbours(artist: Artist, num: int) -> tuple[Any, Arrays]:
     }
     for by, (indices, distances) in found.items():
         rows = training.read_rows(train.examples, indices.reshape(-1))
-        neighbour = usefulness.values(rows).reshape(*indices.shape, *x.shape[1:])
+        neighbour = reconstruct.values(rows).reshape(*indices.shape, *x.shape[1:])
         arrays |= {f"index_by_{by}": indices, f"distance_by_{by}": distances, f"nearest_by_{by}": neighbour}
     parts = [x[:, None], *(arrays[f"nearest_by_{by}"] for by in found)]
     names = [artist.split_name, *(f"nearest by {by}" for by in found)]
@@ -75,7 +75,7 @@ def _pixels(examples: np.ndarray | data.RandomAccess) -> Iterator[np.ndarray]:
     """All examples, flat, some at a time."""
     for start in range(0, len(examples), BLOCK):
         rows = training.read_rows(examples, np.arange(start, min(start + BLOCK, len(examples))))
-        yield usefulness.values(rows).reshape(len(rows), -1)
+        yield reconstruct.values(rows).reshape(len(rows), -1)
 
 
 def arithmetic(
@@ -107,7 +107,7 @@ def arithmetic(
     codes = usefulness.encode(run, artist.replicated, train)
     means = {name: codes[np.isin(train.labels, side)].mean(axis=0, dtype=np.float64) for name, side in sides.items()}
     v, t = np.float32(means["plus"] - means["minus"]), np.float32(STEPS)
-    x = usefulness.values(training.read_rows(artist.split.examples, rows))
+    x = reconstruct.values(training.read_rows(artist.split.examples, rows))
     z = artist.codes(x, None)[:, None] + t[:, None] * v
     arrays = {"x": x, "label": artist.split.labels[rows], "t": t, "v": v, "z": z, "mean": artist.decode(z, None)}
     shown = artist.shown(np.concatenate([x[:, None], arrays["mean"]], axis=1))

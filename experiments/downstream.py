@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from aevb.errors import InputError
+from experiments import numbers
 
 # Of the probe: lambda of `mean cross-entropy + lambda / 2 |W|^2`, strongest first. With 60,000 MNIST pixels, random
 # features or components, 1 and 0.00001 gain nothing; with 10 to 1000 labels 0.01 is within 1.5 points of the best.
@@ -237,7 +238,7 @@ def label_efficiency(
         chosen = balanced_draw(train_labels, num_labels, np.random.default_rng((seed, num_labels, draw)))
         probe = _probe(PENALTY_OF_FEW, num_labels).fit(train[chosen], train_labels[chosen])
         accuracies.append(probe.score(test, test_labels))
-    return _mean_and_stderr(np.array(accuracies))
+    return float(np.mean(accuracies)), numbers.standard_error(np.array(accuracies))
 
 
 def anomaly_auroc(scores: np.ndarray, held_out: np.ndarray) -> float:
@@ -285,7 +286,7 @@ def held_out_auroc(
 
 def _held_out_auroc(neighbours: Neighbours, labels: np.ndarray) -> tuple[float, float]:
     each = [anomaly_auroc(neighbours.scores_without(out), labels == out) for out in np.unique(labels)]
-    return _mean_and_stderr(np.array(each))
+    return float(np.mean(each)), numbers.standard_error(np.array(each))
 
 
 def evaluate_codes(train: Labelled, test: Labelled, seed: int) -> dict[str, Any]:
@@ -340,10 +341,6 @@ def table(
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     return rows
-
-
-def _mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _check_pair(train: Labelled, test: Labelled) -> None:

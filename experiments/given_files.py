@@ -9,7 +9,7 @@ import numpy as np
 from aevb.data.arrays import read_given
 from aevb.data.folder import SUFFIXES, read_image
 from aevb.errors import InputError
-from experiments import usefulness
+from experiments import reconstruct
 
 
 class Given(NamedTuple):
@@ -57,7 +57,7 @@ def read(paths: Sequence[str], event_shape: tuple[int, ...]) -> Given:
         if not path.is_file():
             raise InputError(f"--files names {str(path)!r}, and there is no such file: correct it")
         if path.suffix == ".npy":
-            each, mask = usefulness.values(read_given(path, event_shape)), None
+            each, mask = reconstruct.values(read_given(path, event_shape)), None
         else:
             each, mask = _image(path, event_shape)
         examples.append(each)
@@ -77,4 +77,4 @@ def _image(path: Path, event_shape: tuple[int, ...]) -> tuple[np.ndarray, np.nda
             "give .npy files"
         )
     pixels, opacity = read_image(str(path), shape)
-    return usefulness.values(pixels).reshape(1, *event_shape), None if opacity is None else opacity < 255
+    return reconstruct.values(pixels).reshape(1, *event_shape), None if opacity is None else opacity < 255

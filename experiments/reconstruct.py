@@ -11,7 +11,7 @@ import numpy as np
 
 from aevb import data, models, training
 from aevb.learners import autoencoding
-from experiments import numbers
+from experiments import numbers, restoration
 from experiments.build import Run
 
 
@@ -61,7 +61,7 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
         found = of_masked(run, each["masked_error"])
     else:
         found = of_code(each["code"]) | against_pca(run, params, split)
-        found |= errors(each["squared_error"] / math.prod(run.model.event_shape), data_range(run)) | {
+        found |= restoration.told(each["squared_error"] / math.prod(run.model.event_shape), data_range(run)) | {
             "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
             "log_likelihood_stderr": numbers.standard_error(each["log_likelihood"]),
             "convention": "log p(x | z) at the code of the clean x, nats per datapoint, no bound on log p(x); the "
@@ -86,7 +86,7 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
 def of_masked(run: Run, error: np.ndarray) -> dict[str, Any]:
     """Of the mean squared errors of the masked patches `[N]`."""
     units = "of each patch's own standard deviation" if run.model.normalise else "of x, and PSNR is of that mean"
-    told = errors(error, data_range(run)) | ({"psnr": None} if run.model.normalise else {})
+    told = restoration.told(error, data_range(run)) | ({"psnr": None} if run.model.normalise else {})
     return told | {
         "mask_ratio": run.model.mask_ratio,
         "convention": f"the squared error is a mean over the elements of the masked patches, "
@@ -103,13 +103,6 @@ def data_range(run: Run) -> float:
     if not isinstance(examples, np.ndarray):
         examples = training.read_rows(examples, np.arange(min(len(examples), 1000)))
     return 1.0 if examples.dtype == np.uint8 else float(examples.max() - examples.min())
-
-
-def errors(mse: np.ndarray, width: float) -> dict[str, float]:
-    """The mean over examples of their mean squared errors `[N]`, its standard error, and its PSNR in dB at a range."""
-    mean = float(mse.mean(dtype=np.float64))
-    psnr = 10 * math.log10(width**2 / mean) if mean > 0 and width > 0 else math.inf
-    return {"mse": mean, "mse_stderr": numbers.standard_error(mse), "psnr": psnr if psnr < math.inf else None}
 
 
 def of_code(codes: np.ndarray) -> dict[str, Any]:
@@ -129,21 +122,19 @@ def against_pca(run: Run, params: Any, split: data.Split) -> dict[str, float]:
     if run.facts["binarization"] != "none" or not in_memory or run.model.latent_dim > size:
         return {}
     from scipy.linalg import subspace_angles
-    from sklearn.decomposition import PCA
 
-    train, held_out = (flat(each.examples) for each in (run.dataset.train, split))
-    pca = PCA(run.model.latent_dim, svd_solver="covariance_eigh").fit(train)
-    found = {"pca_mse": float(np.square(held_out - pca.inverse_transform(pca.transform(held_out))).mean())}
+    train, held_out = (values(each.examples) for each in (run.dataset.train, split))
+    pca = restoration.PCA.fit(train, run.model.latent_dim, run.config.seed)
+    found = {"pca_mse": float(np.square(held_out - pca.reconstruct(held_out)).mean())}
     decoder = training.unreplicate(params)["decoder"]
     likelihood = run.model.likelihood
     if set(decoder) == {"output"} and isinstance(likelihood, models.Gaussian) and not likelihood.sigmoid_mean:
         kernel = np.asarray(decoder["output"]["kernel"], np.float64)
-        angles = subspace_angles(kernel.T, pca.components_.T)
+        angles = subspace_angles(kernel.T, pca.components.T)
         found["largest_angle_to_pca"] = float(np.degrees(angles.max()))
     return found
 
 
-def flat(examples: np.ndarray) -> np.ndarray:
-    """`[N, elements]`, float64, bytes as value / 255."""
-    scale = 255.0 if examples.dtype == np.uint8 else 1.0
-    return examples.reshape(len(examples), -1) / np.float64(scale)
+def values(examples: np.ndarray) -> np.ndarray:
+    """Stored examples as float32, bytes as value / 255."""
+    return np.float32(examples) / np.float32(255) if examples.dtype == np.uint8 else np.float32(examples)

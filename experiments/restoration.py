@@ -6,11 +6,12 @@ the data's unit; the peak signal-to-noise ratio is in decibels, and both are of 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from aevb.errors import InputError
+from experiments import numbers
 
 # Batch-wise: images `[B, *event]` and their indices in the split, int `[B]`, to images `[B, *event]`. What else is
 # needed, a key or a context, is found by index, so that the size of a batch changes no draw.
@@ -18,31 +19,28 @@ ImageFn = Callable[[np.ndarray, np.ndarray], np.ndarray]
 BATCH = 500
 
 
-def mean_squared_error(x: np.ndarray, reconstruction: np.ndarray) -> float:
-    """`mean_ni (x_ni - reconstruction_ni)^2`, a pixel, at least 0.
+def told(errors: np.ndarray, data_range: float) -> dict[str, float | None]:
+    """Of mean squared errors, one an image: `mse`, their mean; `mse_stderr`, over images; `psnr`, of the mean.
+
+    The peak signal-to-noise ratio is `10 log10(data_range^2 / mse)` in decibels. (The mean of the PSNR of each image is
+    another number, and a larger one.)
 
     Args:
-      x, reconstruction: images of one shape `[N, *event]`, finite, uint8 or float.
-
-    Raises:
-      InputError: the shapes differ, there are no images, or a value is not finite.
-    """
-    return float(_errors(x, reconstruction).mean())
-
-
-def psnr(x: np.ndarray, reconstruction: np.ndarray, data_range: float) -> float:
-    """The peak signal-to-noise ratio `10 log10(data_range^2 / mean squared error)` in decibels, of all images together.
-
-    It is infinite where the two are equal. (The mean of the PSNR of each image is another number, and a larger one.)
-
-    Args:
-      x, reconstruction: as in `mean_squared_error`.
+      errors: of a pixel, `[N]`, finite, at least 0, in squares of the data's unit.
       data_range: the largest value less the smallest that a pixel can have, 1 for [0, 1] and 255 for bytes; positive.
 
+    Returns:
+      By name; the PSNR of an error that float32's rounding accounts for is infinite, so None: no JSON holds it.
+
     Raises:
-      InputError: as in `mean_squared_error`, or the range is not positive.
+      InputError: the range is not positive.
     """
-    return _decibels(mean_squared_error(x, reconstruction), data_range)
+    if not (data_range > 0 and math.isfinite(data_range)):
+        raise InputError(f"data_range is {data_range}: give the positive width of the range of a pixel, such as 1")
+    mse = float(errors.mean(dtype=np.float64))
+    exact = mse < (np.finfo(np.float32).eps * data_range) ** 2
+    psnr = None if exact else 10 * math.log10(data_range**2 / mse)
+    return {"mse": mse, "mse_stderr": numbers.standard_error(errors), "psnr": psnr}
 
 
 def reconstructing(x: np.ndarray, reconstruct: ImageFn, data_range: float) -> dict[str, float | None]:
@@ -51,16 +49,15 @@ def reconstructing(x: np.ndarray, reconstruct: ImageFn, data_range: float) -> di
     Args:
       x: images `[N, *event]`, finite.
       reconstruct: images to their reconstructions, batch-wise.
-      data_range: as in `psnr`.
+      data_range: as in `told`.
 
     Returns:
       By name; a PSNR that is infinite is None, as no JSON holds it.
 
     Raises:
-      InputError: as in `psnr`.
+      InputError: as in `told`, or images and reconstructions differ in shape or are not finite.
     """
-    each = _errors(x, _in_batches(reconstruct, x))
-    return _numbers("reconstruction", each, data_range)
+    return _named("reconstruction", told(_errors(x, _in_batches(reconstruct, x)), data_range))
 
 
 def denoising(x: np.ndarray, corrupt: ImageFn, reconstruct: ImageFn, data_range: float) -> dict[str, float | None]:
@@ -70,18 +67,18 @@ def denoising(x: np.ndarray, corrupt: ImageFn, reconstruct: ImageFn, data_range:
       x: the clean images `[N, *event]`, finite.
       corrupt: clean images to noisy ones, batch-wise.
       reconstruct: noisy images to clean ones, batch-wise.
-      data_range: as in `psnr`.
+      data_range: as in `told`.
 
     Returns:
       `denoising_mse`, `denoising_mse_stderr`, `denoising_psnr` and `noisy_psnr`, which a model that changed nothing
       would have; the PSNR are None where infinite.
 
     Raises:
-      InputError: as in `psnr`.
+      InputError: as in `reconstructing`.
     """
     noisy = _in_batches(corrupt, x)
-    found = _numbers("denoising", _errors(x, _in_batches(reconstruct, noisy)), data_range)
-    return found | {"noisy_psnr": _numbers("noisy", _errors(x, noisy), data_range)["noisy_psnr"]}
+    found = _named("denoising", told(_errors(x, _in_batches(reconstruct, noisy)), data_range))
+    return found | {"noisy_psnr": told(_errors(x, noisy), data_range)["psnr"]}
 
 
 def centred_rectangle(height: int, width: int, share: float) -> np.ndarray:
@@ -110,7 +107,7 @@ def inpainting(
       x: images `[N, height, width, ...]`, finite.
       reconstruct: images in which the rectangle is 0 to whole ones, batch-wise.
       share: of the area, about, in (0, 1); see `centred_rectangle`.
-      data_range: as in `psnr`.
+      data_range: as in `told`.
       mean_image: of the training images, `[height, width, ...]`.
 
     Returns:
@@ -118,7 +115,7 @@ def inpainting(
       masked; `mean_image_mse`, of filling in the mean image, which knows nothing of the visible pixels.
 
     Raises:
-      InputError: as in `psnr` and `centred_rectangle`, or the datapoints are no images.
+      InputError: as in `reconstructing` and `centred_rectangle`, or the datapoints are no images.
     """
     if x.ndim < 3:
         raise InputError(f"datapoints of shape {x.shape[1:]} have no rectangle to mask: give images, height and width")
@@ -126,7 +123,7 @@ def inpainting(
     masked = x.copy()
     masked[:, mask] = 0
     filled, hidden = _in_batches(reconstruct, masked)[:, mask], np.asarray(x, np.float64)[:, mask]
-    found = _numbers("inpainting", _errors(hidden, filled), data_range)
+    found = _named("inpainting", told(_errors(hidden, filled), data_range))
     blind = _errors(hidden, np.broadcast_to(mean_image[mask], hidden.shape))
     return found | {"inpainting_share": float(mask.mean()), "mean_image_mse": float(blind.mean())}
 
@@ -171,39 +168,8 @@ class PCA(NamedTuple):
         return (self.encode(x) @ self.components + self.mean).reshape(x.shape)
 
 
-class PCACodes(NamedTuple):
-    """The baseline of every learnt code.
-
-    Attributes:
-      train, test: codes, `[N, code]` and `[M, code]`.
-      train_error, test_error: mean squared errors a pixel; that of the training images is the sum of the eigenvalues
-        of their covariance (with 1 / N) after the first `code`, divided by the number of pixels.
-      pca: what made them, to reconstruct other images with.
-    """
-
-    train: np.ndarray
-    test: np.ndarray
-    train_error: float
-    test_error: float
-    pca: PCA
-
-
-def pca_codes(train_x: np.ndarray, test_x: np.ndarray, size: int, seed: int) -> PCACodes:
-    """The codes that PCA of the training images gives, and what it loses of them.
-
-    Args:
-      train_x, test_x: images `[N, *event]` and `[M, *event]`, finite.
-      size: of the code; PCA has no more than `min(N, pixels)`, and then loses nothing of the training images.
-      seed: of the random projections, where there are any.
-
-    Raises:
-      InputError: as in `PCA.fit` and `mean_squared_error`, or the events differ.
-    """
-    if train_x.shape[1:] != test_x.shape[1:]:
-        raise InputError(f"training images are {train_x.shape[1:]}, test images {test_x.shape[1:]}: give one shape")
-    pca = PCA.fit(train_x, size, seed)
-    errors = [mean_squared_error(x, pca.reconstruct(x)) for x in (train_x, test_x)]
-    return PCACodes(pca.encode(train_x), pca.encode(test_x), *errors, pca)
+def _named(prefix: str, found: dict[str, float | None]) -> dict[str, float | None]:
+    return {f"{prefix}_{name}": value for name, value in found.items()}
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
@@ -234,21 +200,3 @@ def _errors(x: np.ndarray, other: np.ndarray) -> np.ndarray:
             bad = np.sum(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
             raise InputError(f"{bad} of {len(images)} {what} are not finite: look at what made them")
     return np.square(_flat(x) - _flat(other)).mean(axis=1)  # bytes, too, are subtracted as numbers
-
-
-def _decibels(error: float, data_range: float) -> float:
-    if not (data_range > 0 and math.isfinite(data_range)):
-        raise InputError(f"data_range is {data_range}: give the positive width of the range of a pixel, such as 1")
-    return 10 * math.log10(data_range**2 / error) if error > 0 else math.inf
-
-
-def _numbers(name: str, each: np.ndarray, data_range: float) -> dict[str, Any]:
-    error, decibels = float(each.mean()), _decibels(float(each.mean()), data_range)
-    if error < (np.finfo(np.float32).eps * data_range) ** 2:  # what rounding leaves is no error
-        decibels = math.inf
-    stderr = float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else 0.0
-    return {
-        f"{name}_mse": error,
-        f"{name}_mse_stderr": stderr,
-        f"{name}_psnr": decibels if math.isfinite(decibels) else None,
-    }

@@ -77,7 +77,7 @@ def judge(run: Run, params: Any, split_name: str, max_examples: int | None = Non
     check(run, split_name)
     start = time.perf_counter()
     train, held_out = run.dataset.train, data.head(run.split(split_name), max_examples)
-    x = {"train": values(train.examples), "held out": values(held_out.examples)}
+    x = {"train": reconstruct.values(train.examples), "held out": reconstruct.values(held_out.examples)}
     size = min(run.model.latent_dim, *x["train"].reshape(len(x["train"]), -1).shape)
     pca = restoration.PCA.fit(x["train"], size, run.config.seed)
     told: dict[str, Any] = {
@@ -97,11 +97,6 @@ def judge(run: Run, params: Any, split_name: str, max_examples: int | None = Non
         }
         told["representations"] = downstream.table(codes, train.labels, held_out.labels, run.config.seed)
     return told | {"seconds": time.perf_counter() - start}
-
-
-def values(examples: np.ndarray) -> np.ndarray:
-    """Stored examples as float32, bytes as value / 255."""
-    return np.float32(examples) / np.float32(255) if examples.dtype == np.uint8 else np.float32(examples)
 
 
 def encode(run: Run, params: Any, split: data.Split) -> np.ndarray:

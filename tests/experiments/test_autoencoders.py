@@ -61,7 +61,10 @@ def test_what_is_told_of_a_split_is_numpys():
 
 def test_a_linear_autoencoder_with_pcas_weights_is_pca():
     run = run_of("linear", "model.latent_dim=5")
-    train, test = (reconstruct.flat(split.examples) for split in (run.dataset.train, run.dataset.test))
+    train, test = (
+        np.float64(split.examples).reshape(len(split.examples), -1) / 255
+        for split in (run.dataset.train, run.dataset.test)
+    )
     pca = PCA(5).fit(train)
     mix = np.random.default_rng(0).normal(size=(5, 5))  # any basis of the subspace is as good
     params = {

@@ -38,11 +38,15 @@ def linear() -> build.Run:
     return run_of("linear", *LINEAR)
 
 
+def flat(split):
+    return reconstruct.values(split.examples).reshape(len(split.examples), -1)
+
+
 @functools.cache
 def regression() -> LogisticRegression:
     """Of the classes of the training digits: some 95 % of the test digits are right."""
     train = linear().dataset.train
-    return LogisticRegression(C=1.0, max_iter=2000).fit(reconstruct.flat(train.examples), train.labels)
+    return LogisticRegression(C=1.0, max_iter=2000).fit(flat(train), train.labels)
 
 
 def trained_params() -> dict:
@@ -104,7 +108,7 @@ def test_labels_are_learned_whole_and_random_ones_are_not(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
     two = finetune.finetune(run, labelled, start, **how)
     assert (one == two).mean() > 0.99
-    of_regression = regression().score(reconstruct.flat(run.dataset.test.examples), run.dataset.test.labels)
+    of_regression = regression().score(flat(run.dataset.test), run.dataset.test.labels)
     assert abs(one.mean() - of_regression) < 0.03
     rng = np.random.default_rng(1)
     names = ("train", "test")

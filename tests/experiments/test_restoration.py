@@ -19,14 +19,17 @@ def same(x, indices):
     return x
 
 
+def mse(x, pca):
+    return restoration.reconstructing(x, pca.reconstruct, 1)["reconstruction_mse"]
+
+
 def test_psnr_by_hand():
     x = images(3, 4, 5, 1)
-    assert restoration.psnr(x, x + np.float32(0.1), 1) == pytest.approx(20, abs=1e-4)
-    assert restoration.mean_squared_error(x, x - np.float32(0.1)) == pytest.approx(0.01, abs=1e-6)
-    assert restoration.psnr(x, x, 1) == np.inf
     levels = np.array([[10, 250]], np.uint8)
-    assert restoration.mean_squared_error(levels, levels[:, ::-1]) == 240**2  # bytes do not wrap
-    assert restoration.psnr(levels, levels[:, ::-1], 255) == pytest.approx(20 * np.log10(255 / 240))
+    found = restoration.reconstructing(levels, lambda x, indices: x[:, ::-1], 255)
+    assert found["reconstruction_mse"] == 240**2  # bytes do not wrap
+    assert found["reconstruction_psnr"] == pytest.approx(20 * np.log10(255 / 240))
+    assert found["reconstruction_mse_stderr"] == 0  # of one example there is none
     # Of two images with errors 0.1 and 0.3 it is that of the mean square, 0.05.
     both = x[:2] + np.float32([0.1, 0.3])[:, None, None, None]
     found = restoration.reconstructing(x[:2], lambda x, indices: both, 1)
@@ -98,32 +101,30 @@ def test_what_pca_loses_is_the_tail_of_the_eigenvalues(dtype):
     train, test = x[:1200], x[1200:]
     flat = np.float64(train.reshape(1200, -1))
     eigenvalues = np.linalg.eigvalsh(np.cov(flat, rowvar=False, ddof=0))[::-1]
-    found = restoration.pca_codes(train, test, 10, seed=0)
-    assert found.train.shape == (1200, 10) and found.test.shape == (597, 10)
-    np.testing.assert_allclose(found.train_error * 64, eigenvalues[10:].sum(), rtol=1e-9)
-    np.testing.assert_allclose(found.train.var(axis=0), eigenvalues[:10], rtol=1e-9)
+    pca = restoration.PCA.fit(train, 10, seed=0)
+    assert pca.encode(train).shape == (1200, 10) and pca.encode(test).shape == (597, 10)
+    np.testing.assert_allclose(mse(train, pca) * 64, eigenvalues[10:].sum(), rtol=1e-9)
+    np.testing.assert_allclose(pca.encode(train).var(axis=0), eigenvalues[:10], rtol=1e-9)
     direct = SklearnPCA(10, svd_solver="full").fit(flat)
     expected = direct.inverse_transform(direct.transform(test.reshape(597, -1))).reshape(test.shape)
-    np.testing.assert_allclose(found.pca.reconstruct(test), expected, atol=1e-9)
-    np.testing.assert_allclose(found.test_error, np.square(expected - test).mean(), rtol=1e-9)
-    ours = restoration.reconstructing(test, found.pca.reconstruct, 16)
-    assert ours["reconstruction_mse"] == pytest.approx(found.test_error)
+    np.testing.assert_allclose(pca.reconstruct(test), expected, atol=1e-9)
+    np.testing.assert_allclose(mse(test, pca), np.square(expected - test).mean(), rtol=1e-9)
 
 
 def test_pca_of_more_than_there_is_loses_nothing():
     train, test = images(30, 5, 5, 1), images(9, 5, 5, 1, seed=1)
-    found = restoration.pca_codes(train, test, 1024, seed=0)
-    assert found.train.shape == (30, 25)
-    assert found.train_error < 1e-20 and found.test_error < 1e-20
+    pca = restoration.PCA.fit(train, 1024, seed=0)
+    assert pca.encode(train).shape == (30, 25)
+    assert mse(train, pca) < 1e-20 and mse(test, pca) < 1e-20
 
 
 def test_pca_of_large_images_is_near_the_best_and_repeats_itself():
     rng = np.random.default_rng(0)
     x = np.float32(rng.normal(size=(600, 30)) * 0.8 ** np.arange(30) @ rng.normal(size=(30, 1200)))
-    first, again = (restoration.pca_codes(x, x[:5], 8, seed=3) for _ in range(2))
-    np.testing.assert_array_equal(first.train, again.train)
+    first, again = (restoration.PCA.fit(x, 8, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.encode(x), again.encode(x))
     tail = np.linalg.svd(np.float64(x) - x.mean(axis=0, dtype=np.float64), compute_uv=False)[8:]
-    np.testing.assert_allclose(first.train_error, np.square(tail).sum() / x.size, rtol=1e-3)
+    np.testing.assert_allclose(mse(x, first), np.square(tail).sum() / x.size, rtol=1e-3)
 
 
 X = images(4, 6, 6, 1)
@@ -134,13 +135,13 @@ NAN = X * np.float32([1, 1, np.nan, 1])[:, None, None, None]
     ("function", "message"),
     [
         (
-            lambda: restoration.psnr(X, X[:3], 1),
-            r"the images are \(4, 6, 6, 1\) and their reconstructions \(3, 6, 6, 1\)",
+            lambda: restoration.reconstructing(X, lambda x, indices: x[:3], 1),
+            r"of images \(4, 6, 6, 1\) came images \(3, 6, 6, 1\)",
         ),
-        (lambda: restoration.psnr(X[:0], X[:0], 1), "give some"),
-        (lambda: restoration.psnr(X, X, 0), "data_range is 0"),
-        (lambda: restoration.psnr(X, NAN, 1), "1 of 4 reconstructions are not finite"),
-        (lambda: restoration.psnr(np.inf * X, X, 1), "4 of 4 images are not finite"),
+        (lambda: restoration.reconstructing(X[:0], same, 1), "give some"),
+        (lambda: restoration.reconstructing(X, same, 0), "data_range is 0"),
+        (lambda: restoration.reconstructing(X, lambda x, indices: NAN, 1), "1 of 4 reconstructions are not finite"),
+        (lambda: restoration.reconstructing(np.inf * X, same, 1), "4 of 4 images are not finite"),
         (
             lambda: restoration.reconstructing(X, lambda x, i: x[..., 0], 1),
             r"of images \(4, 6, 6, 1\) came images \(4, 6,",
@@ -151,9 +152,8 @@ NAN = X * np.float32([1, 1, np.nan, 1])[:, None, None, None]
             lambda: restoration.inpainting(X[:, :, 0, 0], same, 0.5, 1, X[0, :, 0, 0]),
             r"datapoints of shape \(6,\) have no rectangle",
         ),
-        (lambda: restoration.pca_codes(X, X, 0, 0), "0 components were asked"),
-        (lambda: restoration.pca_codes(X, X[:, 1:], 2, 0), r"training images are \(6, 6, 1\), test images \(5, 6, 1\)"),
-        (lambda: restoration.pca_codes(np.nan * X, X, 2, 0), "4 of 4 images are not finite"),
+        (lambda: restoration.PCA.fit(X, 0, 0), "0 components were asked"),
+        (lambda: restoration.PCA.fit(np.nan * X, 2, 0), "4 of 4 images are not finite"),
     ],
 )
 def test_wrong_calls(function, message):

@@ -234,6 +234,8 @@ def load_data(config: ConfigDict) -> data.Dataset:
         seed=keys.seed,
         memory_limit_mb=keys.memory_limit_mb,
     )
+    if keys.held_out_class >= 0:
+        dataset = data.without_class(dataset, keys.held_out_class)
     num, most = keys.train_size, len(dataset.train.examples)
     if not num:
         return dataset

@@ -95,7 +95,7 @@ def reconstructed(model: Model, num: int, known: dict[str, data.Dataset]) -> tup
 
     folder = model.runs[0].folder
     config = read_config(folder)
-    read = ("dir", "validation_size", "test_size", "train_size", "seed", "memory_limit_mb")
+    read = ("dir", "validation_size", "test_size", "held_out_class", "train_size", "seed", "memory_limit_mb")
     source = str((config.dataset, *(config.data[key] for key in read)))
     dataset = known.get(source) or known.setdefault(source, build.load_data(config))
     run = build.build(config, dataset)

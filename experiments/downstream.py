@@ -266,6 +266,22 @@ def anomaly_auroc(scores: np.ndarray, held_out: np.ndarray) -> float:
     return float(roc_auc_score(held_out, scores))
 
 
+def auroc_stderr(auroc: float, num_strange: int, num_others: int) -> float:
+    """The standard error of an AUROC over draws of the examples (Hanley & McNeil, 1982, for exponential scores).
+
+    `((A (1 - A) + (m - 1) (Q1 - A^2) + (n - 1) (Q2 - A^2)) / m n)^(1/2)`, `Q1 = A / (2 - A)`, `Q2 = 2 A^2 / (1 + A)`,
+    of m strange examples and n others.
+    """
+    square, m, n = auroc**2, num_strange, num_others
+    both = (m - 1) * (auroc / (2 - auroc) - square) + (n - 1) * (2 * square / (1 + auroc) - square)
+    return math.sqrt((auroc * (1 - auroc) + both) / (m * n))
+
+
+def strangeness(train_codes: np.ndarray, test_codes: np.ndarray) -> np.ndarray:
+    """The mean distance of each test code to the 5 nearest training codes, at one scale for the whole code, `[M]`."""
+    return Neighbours.find(train_codes, np.zeros(len(train_codes), np.int32), test_codes).distances.mean(axis=1)
+
+
 def held_out_auroc(
     train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
 ) -> tuple[float, float]:

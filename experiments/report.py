@@ -327,7 +327,20 @@ def _downstream(told: dict) -> dict:
         "dB are of the PSNR at the range of the data; higher is better in every column of numbers.",
         "codes": codes if rows else None,
         "images": images if restored else None,
+        "strange": _strange(told),
     }
+
+
+def _strange(told: dict) -> dict | None:
+    """How well each representation tells a class apart that was held out of training, where one was."""
+    if "anomalies" not in told:
+        return None
+    keys = {"neighbours_auroc": "AUROC by 5 neighbours", "error_auroc": "by squared error"}
+    rows = {
+        name: [f"{decimal(row[key], 3)} ± {decimal(row[f'{key}_stderr'], 3)}" if key in row else "" for key in keys]
+        for name, row in told["anomalies"].items()
+    }
+    return {"label": told["held_out_class"], "columns": list(keys.values()), "rows": rows}
 
 
 def _restored(row: dict) -> dict[str, str]:

@@ -57,7 +57,12 @@ def reconstructing(x: np.ndarray, reconstruct: ImageFn, data_range: float) -> di
     Raises:
       InputError: as in `told`, or images and reconstructions differ in shape or are not finite.
     """
-    return _named("reconstruction", told(_errors(x, _in_batches(reconstruct, x)), data_range))
+    return _named("reconstruction", told(squared_errors(x, reconstruct), data_range))
+
+
+def squared_errors(x: np.ndarray, reconstruct: ImageFn) -> np.ndarray:
+    """The mean squared error of each image's reconstruction, `[N]`; arguments and errors as in `reconstructing`."""
+    return _errors(x, _in_batches(reconstruct, x))
 
 
 def denoising(x: np.ndarray, corrupt: ImageFn, reconstruct: ImageFn, data_range: float) -> dict[str, float | None]:

@@ -67,8 +67,8 @@ def judge(run: Run, params: Any, split_name: str, max_examples: int | None = Non
 
     Returns:
       `representations`, of `downstream.table`, where the data has classes: of the model, the untrained encoder, pixels
-      and PCA, learned from the codes of the training split; and `restoration` of the model and PCA. The seed is the
-      run's.
+      and PCA, learned from the codes of the training split; `anomalies`, where the `held_out_class` of training is one,
+      and then the representations are judged without it; and `restoration` of the model and PCA. The seed is the run's.
 
     Raises:
       InputError: as in `check`, or the labels are not classes of at least 2 kinds.
@@ -95,8 +95,51 @@ def judge(run: Run, params: Any, split_name: str, max_examples: int | None = Non
             "pixels": tuple(each.reshape(len(each), -1) for each in x.values()),
             "PCA": tuple(pca.encode(each) for each in x.values()),
         }
-        told["representations"] = downstream.table(codes, train.labels, held_out.labels, run.config.seed)
+        stranger = run.config.data.held_out_class
+        strange = (held_out.labels == stranger) & (stranger >= 0)
+        if stranger >= 0:
+            told["held_out_class"] = stranger
+            told["anomalies"] = anomalies(codes, restorers(run, params, pca), x["held out"], strange)
+        codes = {name: (of_train, of_test[~strange]) for name, (of_train, of_test) in codes.items()}
+        told["representations"] = downstream.table(codes, train.labels, held_out.labels[~strange], run.config.seed)
     return told | {"seconds": time.perf_counter() - start}
+
+
+def restorers(run: Run, params: Any, pca: restoration.PCA) -> dict[str, restoration.ImageFn]:
+    """What gives a whole image back: not a masked autoencoder, which says nothing of the patches that it sees."""
+    others = {"PCA": pca.reconstruct}
+    return (
+        others if isinstance(run.model, models.MaskedAutoencoder) else {"model": reconstructing(run, params)} | others
+    )
+
+
+def anomalies(
+    codes: dict[str, tuple[np.ndarray, np.ndarray]],
+    restorers: dict[str, restoration.ImageFn],
+    x: np.ndarray,
+    strange: np.ndarray,
+) -> dict[str, dict[str, float]]:
+    """How well a class that was never seen in training is told from the rest, by two scores of a test example.
+
+    Args:
+      codes: of the training and the test examples, by representation.
+      restorers: what gives images back, by representation.
+      x: the test examples.
+      strange: which of them are of that class, bool `[M]`.
+
+    Returns:
+      Of each representation the AUROC of the distance to the 5 nearest training codes, `neighbours_auroc`, and of the
+      squared error of its reconstruction, `error_auroc`, with their standard errors; `num_strange`, how many there are.
+    """
+    told: dict[str, dict[str, float]] = {}
+    scores = {(name, "neighbours"): downstream.strangeness(*each) for name, each in codes.items()}
+    scores |= {(name, "error"): restoration.squared_errors(x, fn) for name, fn in restorers.items()}
+    num = int(strange.sum())
+    for (name, kind), score in scores.items():
+        auroc = downstream.anomaly_auroc(score, strange)
+        stderr = downstream.auroc_stderr(auroc, num, len(strange) - num)
+        told.setdefault(name, {"num_strange": num}).update({f"{kind}_auroc": auroc, f"{kind}_auroc_stderr": stderr})
+    return told
 
 
 def encode(run: Run, params: Any, split: data.Split) -> np.ndarray:

@@ -7,11 +7,32 @@ from aevb.data.arrays import read_arrays
 from aevb.data.folder import read_folder
 from aevb.data.generated import read_swiss_roll
 from aevb.data.published import read_digits, read_published
-from aevb.data.splits import Datapoint, Dataset, LabelContext, RandomAccess, Split, divide, head, label_context
+from aevb.data.splits import (
+    Datapoint,
+    Dataset,
+    LabelContext,
+    RandomAccess,
+    Split,
+    divide,
+    head,
+    label_context,
+    without_class,
+)
 from aevb.data.tfds_source import read_tfds
 from aevb.errors import InputError
 
-__all__ = ["SOURCES", "Datapoint", "Dataset", "LabelContext", "RandomAccess", "Split", "head", "label_context", "load"]
+__all__ = [
+    "SOURCES",
+    "Datapoint",
+    "Dataset",
+    "LabelContext",
+    "RandomAccess",
+    "Split",
+    "head",
+    "label_context",
+    "load",
+    "without_class",
+]
 
 # name -> read(name, data_dir, memory_limit_mb), which returns the splits that the source has of its own.
 SOURCES: dict[str, Callable[[str, Path | None, int], dict[str, Split]]] = {

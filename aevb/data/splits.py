@@ -148,6 +148,28 @@ def head(split: Split, num: int | None) -> Split:
     return _take(split, np.arange(num))
 
 
+def without_class(dataset: Dataset, label: int) -> Dataset:
+    """The data set whose training and validation examples are none of a class; its test split keeps them, as strangers.
+
+    Raises:
+      InputError: there are no classes, the training or the test split has none of this one, or no other is left.
+    """
+    parts = {name: getattr(dataset, name) for name in ("train", "validation")}
+    for name, split in {**parts, "test": dataset.test}.items():
+        if split.labels is None or split.labels.ndim != 1:
+            raise InputError(f"class {label} is to be held out, but the {name} split of {dataset.name} has no classes")
+        if name != "validation" and label not in split.labels:
+            known = ", ".join(map(str, np.unique(split.labels)))
+            raise InputError(
+                f"class {label} is to be held out, but the {name} split of {dataset.name} has only {known}"
+            )
+    if (dataset.train.labels == label).all():
+        raise InputError(f"class {label} is to be held out, and the train split of {dataset.name} has no other")
+    left = {name: _take(split, np.flatnonzero(split.labels != label)) for name, split in parts.items()}
+    splits = f"{dataset.splits}; class {label} left out of train and validation"
+    return dataclasses.replace(dataset, **left, splits=splits)
+
+
 def _count(key: str, size: float, total: int) -> int:
     if not math.isfinite(size) or size < 0 or (size >= 1 and size != int(size)):
         raise InputError(f"{key}={size} must be a fraction below 1 or a whole number of examples")

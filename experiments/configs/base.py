@@ -26,6 +26,7 @@ def data() -> dict:
         "binarization": "none",  # none, static, dynamic, threshold, grey
         "validation_size": 0.1,  # examples held out of training: a fraction below 1, else a count
         "test_size": 0.2,  # the same, for sets without a test split of their own
+        "held_out_class": -1,  # left out of train and validation, for evaluate --downstream to find; -1 is none
         "train_size": 0,  # train on the first so many examples of the training split; 0 is all of them
         "corruption": "none",  # of what the encoder sees in training: none, masking, gaussian, salt_and_pepper
         "corruption_level": 0.3,  # the share of elements of masking and salt_and_pepper, gaussian's standard deviation

@@ -124,3 +124,32 @@ def test_import_is_light():
     code = f"import sys, aevb.data; print([m for m in {heavy.split()!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_class_held_out_is_left_in_the_test_split_alone(lazy):
+    whole = Split(numbered(60).examples, np.arange(60, dtype=np.int32) % 3)
+    loaded = cut({"train": Split(Lazy(whole.examples), whole.labels) if lazy else whole})
+    without = data.without_class(loaded, 1)
+    for name in ("train", "validation"):
+        left, had = rows(getattr(without, name)), rows(getattr(loaded, name))
+        assert left == [row for row in had if row % 3 != 1] and len(left) < len(had)
+        np.testing.assert_array_equal(getattr(without, name).labels, np.array(left) % 3)
+    assert rows(without.test) == rows(loaded.test) and without.splits.endswith(
+        "class 1 left out of train and validation"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(50, dtype=np.int32) % 2, "class 7 is to be held out, but the train split of set has only 0, 1"),
+        (None, "class 7 is to be held out, but the train split of set has no classes"),
+        (np.zeros((50, 2), np.float32), "has no classes"),
+        (np.full(50, 7, np.int32), "class 7 is to be held out, and the train split of set has no other"),
+    ],
+)
+def test_a_class_that_cannot_be_held_out(labels, message):
+    loaded = cut({"train": Split(numbered(50).examples, labels)})
+    with pytest.raises(InputError, match=message):
+        data.without_class(loaded, 7)

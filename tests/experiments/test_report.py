@@ -175,6 +175,16 @@ def test_what_codes_are_good_for_is_told_in_two_tables(tmp_path):
     table = "k-means NMI model 30 97.12 0.512 pixels 784 97.12 50.0 0.512 restored by"  # of 10 labels it has none
     for row in (table, "model 25.0 20.0 14.6 PCA exact 20.0 14.6"):
         assert row in text, row
+    scores = {"neighbours_auroc": 0.91234, "neighbours_auroc_stderr": 0.004}
+    found = {
+        "held_out_class": 3,
+        "anomalies": {"model": scores, "PCA": scores | {"error_auroc": 0.5, "error_auroc_stderr": 0.01}},
+    }
+    text = page_of(tmp_path, summary=SUMMARY, evaluation=SUMMARY["evaluation"] | {"downstream": told | found}).text
+    table = (
+        "class 3 found by AUROC by 5 neighbours by squared error model 0.912 ± 0.004 PCA 0.912 ± 0.004 0.500 ± 0.010"
+    )
+    assert table in " ".join(text.split())
     bare = {name: told[name] for name in told if name != "representations"}
     text = page_of(tmp_path, summary=SUMMARY, evaluation=SUMMARY["evaluation"] | {"downstream": bare}).text
     assert "linear probe" not in text and "hidden centre" in text

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
 
 from aevb import data, training
 from aevb.errors import InputError
@@ -72,6 +74,26 @@ def test_each_representation_is_of_its_own_weights(linear: build.Run):
     pixels = [unit(s.examples).reshape(len(s.examples), -1) for s in (linear.dataset.train, linear.dataset.test)]
     accuracy = downstream.knn_accuracy(pixels[0], linear.dataset.train.labels, pixels[1], labels)
     assert rows["pixels"]["knn_accuracy"] == pytest.approx(accuracy, abs=1 / len(labels))
+
+
+def test_a_class_held_out_of_training_is_found_by_its_errors_and_its_distances(linear: build.Run):
+    """Against scikit-learn, with PCA's weights learned without it; what is known is judged without it, too."""
+    run = run_of("linear", "model.latent_dim=6", "data.held_out_class=0")
+    assert 0 not in run.dataset.train.labels and 0 not in run.dataset.validation.labels
+    np.testing.assert_array_equal(run.dataset.test.labels, linear.dataset.test.labels)
+    params, pca = pca_weights(run)
+    told = usefulness.judge(run, training.replicate(params), "test")
+    x, labels = unit(run.dataset.test.examples), run.dataset.test.labels
+    errors = np.square(x - pca.reconstruct(x)).sum(axis=(1, 2, 3))
+    codes = [pca.encode(unit(split.examples)) for split in (run.dataset.train, run.dataset.test)]
+    distances = NearestNeighbors(n_neighbors=5).fit(codes[0]).kneighbors(codes[1])[0].mean(axis=1)
+    for name in ("model", "PCA"):
+        found = told["anomalies"][name]
+        assert found["error_auroc"] == pytest.approx(roc_auc_score(labels == 0, errors), abs=1e-3)
+        assert found["neighbours_auroc"] == pytest.approx(roc_auc_score(labels == 0, distances), abs=1e-3)
+        assert found["num_strange"] == (labels == 0).sum()
+    assert set(told["anomalies"]) == set(told["representations"])
+    assert told["representations"]["pixels"]["num_test"] == (labels != 0).sum()
 
 
 def test_codes_are_of_the_examples_as_they_are_stored():

@@ -48,6 +48,8 @@ CATALOGUE = {
     "mse": Metric(RECONSTRUCTION, "squared error", "", -1, 5, "the squared error is a mean over elements and examples"),
     "psnr": Metric(RECONSTRUCTION, "PSNR", "dB", 1, 2, "PSNR is of that error, at the range of the data"),
     "pca_mse": Metric(RECONSTRUCTION, "PCA’s squared error", "", 0, 5, "PCA’s is of a code of the same size"),
+    "train_mse": Metric(RECONSTRUCTION, "", "", 0, 5),
+    "eigenvalue_tail": Metric(RECONSTRUCTION, "", "", 0, 5),
     "largest_angle_to_pca": Metric(
         RECONSTRUCTION, "angle to PCA", "°", 0, 1, "the angle is the largest between the two subspaces"
     ),

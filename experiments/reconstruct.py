@@ -113,9 +113,10 @@ def of_code(codes: np.ndarray) -> dict[str, Any]:
 def against_pca(run: Run, params: Any, split: data.Split) -> dict[str, float]:
     """The mean squared error of PCA with as many components, learned on the training split, on the same examples.
 
-    And, of a linear decoder, the largest angle between its subspace and PCA's, in degrees. PCA is of values as they
-    are, so there is none where they are binarized, nor of a data set that is not in memory, nor of more components than
-    the data has dimensions.
+    And, of a linear decoder, the largest angle between its subspace and PCA's, in degrees, and `train_mse`, the mean
+    squared error of the training examples, beside the least there is, `eigenvalue_tail`: the sum of the eigenvalues of
+    their covariance after the first `latent_dim`, over the number of elements. PCA is of values as they are, so there
+    is none where they are binarized, nor of a data set that is not in memory, nor of more components than dimensions.
     """
     size = min(len(run.dataset.train.examples), math.prod(run.model.event_shape))
     in_memory = isinstance(run.dataset.train.examples, np.ndarray)
@@ -131,7 +132,10 @@ def against_pca(run: Run, params: Any, split: data.Split) -> dict[str, float]:
     if set(decoder) == {"output"} and isinstance(likelihood, models.Gaussian) and not likelihood.sigmoid_mean:
         kernel = np.asarray(decoder["output"]["kernel"], np.float64)
         angles = subspace_angles(kernel.T, pca.components.T)
+        each = training.collect(of_split(run, "train")(params, run.dataset.train, run.split_key("train")))
         found["largest_angle_to_pca"] = float(np.degrees(angles.max()))
+        found["train_mse"] = float(each["squared_error"].mean(dtype=np.float64)) / math.prod(run.model.event_shape)
+        found["eigenvalue_tail"] = float(np.square(train - pca.reconstruct(train)).mean())
     return found
 
 

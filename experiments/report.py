@@ -115,6 +115,8 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
         add(f"{split} squared error", shown("mse", 5), f"± {shown('mse_stderr', 5)}", f"mean over {of_what}")
         add("PSNR", shown("psnr"), "dB", "of that error, at the range of the data")
         add("PCA's squared error", shown("pca_mse", 5), "", f"with {evaluation['latent_dim']:,} components")
+        tail = f"the eigenvalue tail of PCA is {shown('eigenvalue_tail', 5)}"
+        add("train squared error", shown("train_mse", 5), "", tail)
         add("angle to PCA's subspace", shown("largest_angle_to_pca"), "°", "the largest principal angle")
         add(f"{split} ELBO", shown("elbo"), nats("elbo"), "a lower bound of log p(x)", True)
         add(f"{split} KL", shown("kl"), nats("kl"), "posterior from prior")

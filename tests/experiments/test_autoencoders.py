@@ -76,6 +76,8 @@ def test_a_linear_autoencoder_with_pcas_weights_is_pca():
     expected = ((test - pca.inverse_transform(pca.transform(test))) ** 2).mean()
     np.testing.assert_allclose([told["mse"], told["pca_mse"]], expected, rtol=1e-4)
     assert told["largest_angle_to_pca"] < 0.01
+    tail = np.linalg.eigvalsh(np.cov(train, rowvar=False, ddof=0))[:-5].sum() / 64
+    np.testing.assert_allclose([told["train_mse"], told["eigenvalue_tail"]], tail, rtol=1e-4)
     other = params | {"decoder": {"output": params["decoder"]["output"] | {"kernel": jnp.eye(64)[:5]}}}
     turned = reconstruct.evaluate(run, training.replicate(other), "test")
     angle = np.degrees(subspace_angles(np.eye(64)[:5].T, pca.components_.T).max())
@@ -102,7 +104,7 @@ def test_a_run_from_the_command_line(command, tmp_path: pathlib.Path):
     pictures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert pictures == {"learning_curves", "reconstructions", "interpolations", "latents", "filters"}
     page = re.sub(r"base64,[^\"]*", "", (tmp_path / "report.html").read_text())  # letters of a picture spell anything
-    for words in ("PSNR", "squared error", "angle to PCA", "no bound on log p(x)"):
+    for words in ("PSNR", "squared error", "angle to PCA", "the eigenvalue tail of PCA is 0.0", "no bound on log p(x)"):
         assert words in page, words
     assert "ELBO" not in page and "NLL" not in page
     again = command.ok("evaluate", f"--workdir={tmp_path}")

@@ -158,7 +158,7 @@ def _finetuned(told: dict[str, Any], path: epath.Path) -> Iterator[tuple[str, Nu
     """Of finetuning.json: the accuracy from the run's encoder, and from one that starts afresh."""
     if not told:
         return
-    starts, num = told.get("starts", told), told.get("num_labels")
+    starts, num = told.get("starts"), told.get("num_labels")
     if not isinstance(starts, dict) or "pretrained" not in starts or not isinstance(num, (int, type(None))):
         raise InputError(
             f"{path} is not understood, for it has no accuracy of a pretrained encoder, or num_labels is no number: "

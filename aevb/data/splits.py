@@ -109,8 +109,8 @@ def label_context(dataset: Dataset) -> LabelContext:
     without = [name for name, split in splits.items() if split.labels is None]
     if without:
         raise InputError(
-            f"config.model.context is label, but the {without[0]} split of {dataset.name} has no labels: use "
-            "--config.model.context=none, or data with labels"
+            f"labels are asked for, but the {without[0]} split of {dataset.name} has no labels: use data with labels, "
+            "or no context (--config.model.context=none)"
         )
     labels = dataset.train.labels
     for name, split in splits.items():

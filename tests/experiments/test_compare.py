@@ -353,7 +353,7 @@ def test_reconstructions_are_those_that_evaluation_measures(tmp_path, monkeypatc
         ("evaluation", AUTOENCODER | {"downstream": [1]}, r"downstream is \[1\], where numbers by name belong"),
         ("evaluation", AUTOENCODER | {"downstream": {"representations": {"model": 3}}}, "holds 3, where numbers"),
         ("finetuning", {"accuracy": 0.9}, "has no accuracy of a pretrained encoder"),
-        ("finetuning", {"pretrained": {"error": 0.1}}, "has no accuracy of pretrained"),
+        ("finetuning", {"starts": {"pretrained": {"error": 0.1}}}, "has no accuracy of pretrained"),
     ],
 )
 def test_files_of_another_shape_are_refused(tmp_path, name, content, words):

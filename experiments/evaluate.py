@@ -333,7 +333,7 @@ def main(argv: list[str]) -> None:
     result = evaluate(run, params, split_name, num_samples, flags.FLAGS.max_examples, estimator) | which
     if flags.FLAGS.downstream:
         print("judging codes and reconstructions", file=sys.stderr, flush=True)
-        result["downstream"] = usefulness.judge(run, params, split_name, flags.FLAGS.max_examples)
+        result["downstream"] = usefulness.judge(run, params, split_name, flags.FLAGS.max_examples, flags.FLAGS.cache)
         if "representations" not in result["downstream"]:
             print(f"{run.dataset.name} has no classes to judge codes by: restorations alone", file=sys.stderr)
     elif kept := downstream_of(folder, which):
@@ -354,5 +354,8 @@ if __name__ == "__main__":
         lower_bound=1,
     )
     flags.DEFINE_bool("downstream", False, "Also what codes and reconstructions are good for, beside pixels and PCA.")
+    flags.DEFINE_string(
+        "cache", None, "A folder that keeps what --downstream found of codes, for runs on the same data."
+    )
     flags.DEFINE_integer("max_examples", None, "Evaluate the first so many; all unless given.", lower_bound=1)
     cli.run(main)

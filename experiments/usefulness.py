@@ -62,8 +62,12 @@ def _has_classes(run: Run) -> bool:
     return labels is not None and labels.ndim == 1
 
 
-def judge(run: Run, params: Any, split_name: str, max_examples: int | None = None) -> dict[str, Any]:
+def judge(
+    run: Run, params: Any, split_name: str, max_examples: int | None = None, cache: str | None = None
+) -> dict[str, Any]:
     """Everything, of replicated parameters on a split: what evaluation.json holds as `downstream`.
+
+    A folder as cache keeps what was found of codes, so that several runs judge the same pixels and PCA once.
 
     Returns:
       `representations`, of `downstream.table`, where the data has classes: of the model, the untrained encoder, pixels
@@ -101,7 +105,8 @@ def judge(run: Run, params: Any, split_name: str, max_examples: int | None = Non
             told["held_out_class"] = stranger
             told["anomalies"] = anomalies(codes, restorers(run, params, pca), x["held out"], strange)
         codes = {name: (of_train, of_test[~strange]) for name, (of_train, of_test) in codes.items()}
-        told["representations"] = downstream.table(codes, train.labels, held_out.labels[~strange], run.config.seed)
+        labels = train.labels, held_out.labels[~strange]
+        told["representations"] = downstream.table(codes, *labels, run.config.seed, cache)
     return told | {"seconds": time.perf_counter() - start}
 
 

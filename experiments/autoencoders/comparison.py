@@ -67,7 +67,9 @@ def jobs(root: epath.Path, name: str, seed: int, max_examples: int | None) -> li
     folder, left = root / f"{name}_seed{seed}", []
     if not judged(folder, max_examples):
         few = () if max_examples is None else (f"--max_examples={max_examples}",)
-        command = ["experiments.evaluate", f"--workdir={folder}", "--downstream", *few]
+        samples = ("--num_samples=1000",) if name == "vae" else ()
+        told = ("--downstream", f"--cache={root / 'judged'}", *samples, *few)
+        command = ["experiments.evaluate", f"--workdir={folder}", *told]
         left.append(side_by_side.Job(f"judge {folder.name}", command, f"{folder}.judge.log"))
     if name in FINE_TUNED and not tuned(folder):
         command = ["experiments.finetune", f"--workdir={folder}", f"--num_labels={FEW}", f"--seed={seed}"]

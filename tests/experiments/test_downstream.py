@@ -233,6 +233,26 @@ def test_a_table_has_every_number_of_every_representation_and_a_seed_repeats_it(
     assert downstream.table(codes, labels, test_labels, seed=5)["pixels"] != pixels
 
 
+def test_equal_codes_are_judged_once_where_there_is_a_cache(tmp_path, monkeypatch):
+    train, labels, test, test_labels = digits()
+    judged = []
+
+    def count(train, test, seed):
+        judged.append(train.codes.shape)
+        return {"probe_accuracy": float(test.codes.mean() + train.labels.mean() + seed)}
+
+    monkeypatch.setattr(downstream, "evaluate_codes", count)
+    first = downstream.table({"a": (train, test)}, labels, test_labels, 4, str(tmp_path))
+    assert downstream.table({"b": (train.copy(), test)}, labels, test_labels, 4, str(tmp_path))["b"] == first["a"]
+    assert len(judged) == 1
+    downstream.table({"a": (train, test)}, labels, test_labels, 5, str(tmp_path))  # another seed
+    downstream.table({"a": (train, 2 * test)}, labels, test_labels, 4, str(tmp_path))  # other codes
+    downstream.table({"a": (train, test)}, labels[::-1], test_labels, 4, str(tmp_path))  # other labels
+    assert len(judged) == 4
+    downstream.table({"a": (train, test)}, labels, test_labels, 4)  # no cache
+    assert len(judged) == 5
+
+
 def test_a_collapsed_code_is_at_chance_everywhere():
     _, labels, _, test_labels = digits()
     constant = [Labelled(np.full((len(y), 3), 0.7, np.float32), y) for y in (labels, test_labels)]

@@ -12,6 +12,7 @@ from aevb.inference.diagnostics import active_units
 from experiments.artist import Arrays, Artist
 
 MOST_CLASSES = 50  # rows that a picture can hold
+USED_EXAMPLES = 1000  # tell which elements of a code are used
 
 
 def samples(artist: Artist, num: int) -> tuple[Any, Arrays]:
@@ -144,11 +145,19 @@ def kl_per_dim(artist: Artist, num: int) -> tuple[Any, Arrays]:
 
 
 def filters(artist: Artist, num: int) -> tuple[Any, Arrays]:
-    """What each of the first `num` elements of the code adds to a picture: decode(e_j) - decode(0), each on a scale."""
+    """What each of `num` elements of the code adds to a picture: decode(e_j) - decode(0), each on a scale of its own.
+
+    First those that move pictures most: the standard deviation of the element over the first 1000 examples, times the
+    norm of what it adds. A dead element is last.
+    """
     from aevb import figures
 
     size = artist.run.model.latent_dim
-    z, context = np.eye(size, dtype=np.float32)[:num], artist.one_context()
+    z, context = np.eye(size, dtype=np.float32), artist.one_context()
     added = artist.decode(z, context) - artist.decode(np.zeros((1, size), np.float32), context)
-    largest = np.abs(added).reshape(len(added), -1).max(axis=1).reshape(-1, *[1] * (added.ndim - 1))
-    return figures.samples((1 + added / np.maximum(largest, 1e-12)) / 2), {"z": z, "filter": added}
+    flat = added.reshape(size, -1)
+    moved = artist.codes(*artist.examples(USED_EXAMPLES)).std(axis=0) * np.linalg.norm(flat, axis=1)
+    order = np.argsort(-moved, kind="stable")[:num]
+    largest = np.abs(flat[order]).max(axis=1).reshape(-1, *[1] * (added.ndim - 1))
+    shown = figures.samples((1 + added[order] / np.maximum(largest, 1e-12)) / 2)
+    return shown, {"z": z[order], "filter": added[order], "moved": moved[order]}

@@ -10,7 +10,7 @@ from test_usefulness import pca_weights, run_of, unit
 
 from aevb import data, training
 from aevb.errors import InputError
-from experiments import build, generate, settings
+from experiments import build, generate, pictures, settings
 from experiments.artist import Artist
 from experiments.code_pictures import NEIGHBOURS, STEPS, arithmetic, nearest, neighbours
 
@@ -48,6 +48,24 @@ def test_neighbours_are_those_of_brute_force(linear: Artist):
             arrays[f"nearest_by_{by}"].reshape(20, NEIGHBOURS, 64), train[order], rtol=1e-6, atol=1e-7
         )
     np.testing.assert_allclose(arrays["x"].reshape(20, 64), test[:20], rtol=1e-6)
+
+
+def test_filters_are_the_decoders_rows_by_how_much_they_move_pictures(linear: Artist):
+    """Of PCA the components by their eigenvalues, whatever the basis was; an element whose rows are 0 comes last."""
+    _, arrays = pictures.filters(linear, 4)
+    kernel, _ = kernel_and_bias(linear, "decoder")
+    np.testing.assert_array_equal(arrays["z"], np.eye(6)[:4])
+    np.testing.assert_allclose(arrays["filter"].reshape(4, 64), kernel[:4], atol=1e-6)
+    params = jax.tree.map(np.array, linear.params)
+    for part, axis in (("encoder", 1), ("decoder", 0)):
+        leaves = params[part]["output"]
+        leaves["kernel"] = np.roll(leaves["kernel"], 1, axis)
+    params["encoder"]["output"]["bias"] = np.roll(params["encoder"]["output"]["bias"], 1)
+    params["decoder"]["output"]["kernel"][2] = 0  # the second component
+    turned = artist_of(linear.run, params)
+    _, arrays = pictures.filters(turned, 6)
+    np.testing.assert_array_equal(arrays["z"].argmax(axis=1), [1, 3, 4, 5, 0, 2])
+    assert arrays["moved"][-1] == 0 < arrays["moved"][-2]
 
 
 def test_blocks_change_nothing_and_the_first_of_equals_comes_first():

@@ -27,8 +27,8 @@ CAPTIONS = {
     "those whose pixels are. What a code is blind to varies among its neighbours.",
     "arithmetic.png": "Arithmetic: data, framed, and what is decoded from its code moved along v, which leads from the "
     "mean code of some classes to that of others. At t = 0 it is the reconstruction.",
-    "filters.png": "Filters: what each element of the code adds to a picture, grey for nothing; those that move pictures "
-    "most come first. Strokes and spots are parts that the data is put together from; noise is of unused elements.",
+    "filters.png": "Filters: what each element of the code adds to a picture, grey for nothing; first those that move "
+    "pictures most. Strokes and spots are parts that the data is put together from; noise is of unused elements.",
     "kl_per_dim.png": "KL of each latent dimension: the nats it carries. "
     "An inactive one says nothing about the datapoint.",
 }

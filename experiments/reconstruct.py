@@ -60,8 +60,9 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
     if isinstance(run.model, models.MaskedAutoencoder):
         found = of_masked(run, each["masked_error"])
     else:
-        found = of_code(each["code"]) | against_pca(run, params, split)
-        found |= restoration.told(each["squared_error"] / math.prod(run.model.event_shape), data_range(run)) | {
+        error = each["squared_error"] / math.prod(run.model.event_shape)
+        found = of_code(each["code"]) | against_pca(run, params, split, error)
+        found |= restoration.told(error, data_range(run)) | {
             "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
             "log_likelihood_stderr": numbers.standard_error(each["log_likelihood"]),
             "convention": "log p(x | z) at the code of the clean x, nats per datapoint, no bound on log p(x); the "
@@ -110,13 +111,14 @@ def of_code(codes: np.ndarray) -> dict[str, Any]:
     return {"active": float((codes != 0).mean()), "dead_units": int((codes == 0).all(axis=0).sum())}
 
 
-def against_pca(run: Run, params: Any, split: data.Split) -> dict[str, float]:
+def against_pca(run: Run, params: Any, split: data.Split, error: np.ndarray) -> dict[str, float]:
     """The mean squared error of PCA with as many components, learned on the training split, on the same examples.
 
-    And, of a linear decoder, the largest angle between its subspace and PCA's, in degrees, and `train_mse`, the mean
-    squared error of the training examples, beside the least there is, `eigenvalue_tail`: the sum of the eigenvalues of
-    their covariance after the first `latent_dim`, over the number of elements. PCA is of values as they are, so there
-    is none where they are binarized, nor of a data set that is not in memory, nor of more components than dimensions.
+    Beside it `above_pca`, the mean of the model's errors `[N]` less PCA's, with its standard error over the pairs; and,
+    of a linear decoder, the largest angle between its subspace and PCA's, in degrees, and `train_mse`, the mean squared
+    error of the training examples, with the least there is, `eigenvalue_tail`: the sum of the eigenvalues of their
+    covariance after the first `latent_dim`, over the number of elements. PCA is of values as they are, so there is none
+    where they are binarized, nor of a data set that is not in memory, nor of more components than dimensions.
     """
     size = min(len(run.dataset.train.examples), math.prod(run.model.event_shape))
     in_memory = isinstance(run.dataset.train.examples, np.ndarray)
@@ -126,7 +128,10 @@ def against_pca(run: Run, params: Any, split: data.Split) -> dict[str, float]:
 
     train, held_out = (values(each.examples) for each in (run.dataset.train, split))
     pca = restoration.PCA.fit(train, run.model.latent_dim, run.config.seed)
-    found = {"pca_mse": float(np.square(held_out - pca.reconstruct(held_out)).mean())}
+    of_pca = restoration.squared_errors(held_out, pca.reconstruct)
+    above = error - of_pca
+    found = {"pca_mse": float(of_pca.mean()), "above_pca": float(above.mean(dtype=np.float64))}
+    found["above_pca_stderr"] = numbers.standard_error(above)
     decoder = training.unreplicate(params)["decoder"]
     likelihood = run.model.likelihood
     if set(decoder) == {"output"} and isinstance(likelihood, models.Gaussian) and not likelihood.sigmoid_mean:

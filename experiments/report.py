@@ -114,7 +114,8 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
         add(f"{split} NLL", shown("nll"), nats("nll"), samples, True)
         add(f"{split} squared error", shown("mse", 5), f"± {shown('mse_stderr', 5)}", f"mean over {of_what}")
         add("PSNR", shown("psnr"), "dB", "of that error, at the range of the data")
-        add("PCA's squared error", shown("pca_mse", 5), "", f"with {evaluation['latent_dim']:,} components")
+        paired = f"the model's less PCA's is {shown('above_pca', 5)} ± {shown('above_pca_stderr', 5)}"
+        add("PCA's squared error", shown("pca_mse", 5), f"of {evaluation['latent_dim']:,} components", paired)
         tail = f"the eigenvalue tail of PCA is {shown('eigenvalue_tail', 5)}"
         add("train squared error", shown("train_mse", 5), "", tail)
         add("angle to PCA's subspace", shown("largest_angle_to_pca"), "°", "the largest principal angle")

@@ -82,7 +82,9 @@ def test_a_linear_autoencoder_with_pcas_weights_is_pca():
     turned = reconstruct.evaluate(run, training.replicate(other), "test")
     angle = np.degrees(subspace_angles(np.eye(64)[:5].T, pca.components_.T).max())
     np.testing.assert_allclose(turned["largest_angle_to_pca"], angle, rtol=1e-4)
-    assert turned["mse"] > told["mse"]
+    np.testing.assert_allclose(turned["above_pca"], turned["mse"] - turned["pca_mse"], rtol=1e-4)
+    assert turned["above_pca"] > 5 * turned["above_pca_stderr"] > 0
+    assert abs(told["above_pca"]) < 1e-7 > told["above_pca_stderr"]
 
 
 def test_only_training_sees_the_corruption():

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 import aevb
 from aevb.errors import InputError
+from experiments.configs import base
 from experiments.settings import conform, flatten
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -104,7 +105,7 @@ def read_json(path: epath.Path) -> Any:
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
-    """The full config of the run in a workdir.
+    """The full config of the run in a workdir; keys that are younger than the run have their defaults.
 
     Raises:
       InputError: there is none, or it is not one.
@@ -113,7 +114,9 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no config: restore it or start another --workdir")
-    return conform(flatten(values), str(path))
+    values = flatten(values)
+    younger = flatten(base.get_config().to_dict()) if "dataset" in values else {}
+    return conform(younger | values, str(path))
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import json
 import math
 import pathlib
 import sys
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 from aevb import training
 from aevb.data import Dataset, Split
 from aevb.errors import InputError
-from experiments import build, checks, evaluate, settings, train
+from experiments import build, checks, evaluate, settings, train, workdir
 from experiments.configs import base, vae
 
 CONFIG = "experiments/configs/vae.py"
@@ -153,6 +154,18 @@ def test_config_file_that_is_none(source: str, tmp_path: pathlib.Path):
     path.write_text(source)
     with pytest.raises(InputError, match=f"{path}.* cannot be read as a config"):
         settings.load(str(path), [])
+
+
+def test_a_run_from_before_a_key_was_there_has_its_default(tmp_path: pathlib.Path):
+    config = load("data.seed=3")
+    values = config.to_dict()
+    del values["data"]["corruption"], values["vit"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert workdir.read_config(epath.Path(tmp_path)) == config
+    path.write_text(json.dumps(values | {"vat": {}, "note": 1}))
+    with pytest.raises(InputError, match="has the unknown key note"):
+        workdir.read_config(epath.Path(tmp_path))
 
 
 def test_config_file_with_other_keys(tmp_path: pathlib.Path):

@@ -16,7 +16,7 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.optimizer.update({"name": "adamw", "weight_decay": 0.05, "schedule": "cosine", "warmup_steps": 100})
     config.vit.patch_size = 2 if dataset == "digits" else 4
     config.learner.name = "masked"
-    if dataset != "digits":
+    if dataset in ("mnist", "fashion_mnist", "binarized_mnist"):
         config.train.num_epochs = 20.0
     config.eval.update({"curve_measure": "reconstruction", "estimator": "none"})
     return config

@@ -11,6 +11,13 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_code_is_let_go():
+    """After each file of tests: what is compiled maps memory, of which Linux allows a process 65,530 pieces."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> str:
     """The folder with mnist/, frey_face/, ...; a test that needs it skips elsewhere."""

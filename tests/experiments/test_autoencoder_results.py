@@ -57,7 +57,7 @@ def test_what_is_left_of_a_run_is_its_codes_and_a_deep_ones_fine_tuning(tmp_path
     root = epath.Path(tmp_path)
     commands = [job.arguments for job in comparison.jobs(root, "masked", 2, None)]
     assert commands == [
-        ["experiments.evaluate", f"--workdir={root}/masked_seed2", "--downstream"],
+        ["experiments.evaluate", f"--workdir={root}/masked_seed2", "--downstream", f"--cache={root}/judged"],
         ["experiments.finetune", f"--workdir={root}/masked_seed2", "--num_labels=1000", "--seed=2"],
     ]
     assert [job.name for job in comparison.jobs(root, "deep_2", 0, 100)] == ["judge deep_2_seed0"]

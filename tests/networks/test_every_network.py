@@ -91,9 +91,10 @@ def test_the_activation_asked_for_is_used(name):
         network = network.clone(init_scale=0.5)
         params = quick_jit(network.init)(jax.random.key(0), x)
         for activation, affine in ((lambda h: h, True), (nn.softplus, False)):
+            network = network.clone(activation=activation)
 
             @quick_jit
-            def bend(params, x=x, network=network.clone(activation=activation)):
+            def bend(params, x=x, network=network):
                 f = functools.partial(network.apply, params)
                 there, back, middle = jax.vmap(f)(jnp.stack([x, -x, jnp.zeros_like(x)]))
                 return there + back - 2 * middle, there

@@ -31,7 +31,7 @@ RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "static_burda_iwae_5": ("burda.py:binarized_mnist,iwae,5", ()),
     "static_gated": ("gated.py:binarized_mnist", ("train.patience=10", "eval.num_samples=1000")),
     "conv": ("conv.py:mnist", ()),
-    "long_vae": ("vae.py:mnist", ("train.num_epochs=1500", "train.patience=50")),
+    "long_vae": ("vae.py:mnist", ("train.num_epochs=400",)),
     "frey_learned": ("vae.py:frey_face", ("model.latent_dim=10",)),
     "frey_shared": ("vae.py:frey_face", ("model.latent_dim=10", "model.scale=shared")),
     "frey_fixed": ("vae.py:frey_face", ("model.latent_dim=10", "model.scale=fixed")),

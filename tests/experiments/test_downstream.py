@@ -146,12 +146,12 @@ def test_the_score_of_a_held_out_class_is_the_mean_distance_to_the_other_classes
 
 
 def test_the_standard_error_of_an_auroc_is_that_of_many_draws():
-    """Exponential scores, for which the formula is exact, 20 and 60 of a kind; the sd of 4000 draws errs by 1.1 %."""
+    """Exponential scores, for which the formula is exact, 20 and 60 of a kind; the sd of 1000 draws errs by 2.2 %."""
     rng = np.random.default_rng(0)
     strange = np.arange(80) < 20
-    draws = [downstream.anomaly_auroc(rng.exponential(np.where(strange, 3.0, 1.0)), strange) for _ in range(4000)]
-    assert np.mean(draws) == pytest.approx(0.75, abs=0.005)  # 3 / (3 + 1)
-    assert downstream.auroc_stderr(0.75, 20, 60) == pytest.approx(np.std(draws), rel=0.05)
+    draws = [downstream.anomaly_auroc(rng.exponential(np.where(strange, 3.0, 1.0)), strange) for _ in range(1000)]
+    assert np.mean(draws) == pytest.approx(0.75, abs=0.008)  # 3 / (3 + 1)
+    assert downstream.auroc_stderr(0.75, 20, 60) == pytest.approx(np.std(draws), rel=0.08)
     assert downstream.auroc_stderr(1.0, 20, 60) == 0
 
 
@@ -230,7 +230,8 @@ def test_a_table_has_every_number_of_every_representation_and_a_seed_repeats_it(
     assert (pixels["kmeans_nmi"], pixels["kmeans_ari"]) == downstream.clustering(test, test_labels, seed=4)
     assert (pixels["anomaly_auroc"], pixels["anomaly_auroc_stderr"]) == downstream.held_out_auroc(*digits())
     assert pixels["accuracy_10_labels"] < pixels["accuracy_100_labels"] < pixels["accuracy_1000_labels"]
-    assert downstream.table(codes, labels, test_labels, seed=5)["pixels"] != pixels
+    few_only = {"few": codes["few"]}
+    assert downstream.table(few_only, labels, test_labels, seed=5)["few"] != few
 
 
 def test_equal_codes_are_judged_once_where_there_is_a_cache(tmp_path, monkeypatch):

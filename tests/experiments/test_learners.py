@@ -63,6 +63,7 @@ def test_what_is_logged(trained):
         assert all(row["num_examples"] == 50 for row in measured)
 
 
+@pytest.mark.parametrize("trained", ["full_vb", "mcem"], indirect=True)
 def test_two_estimators_agree(trained, command, tmp_path: pathlib.Path):
     """Annealed importance sampling and the estimator of appendix D, on the same 40 examples and the same weights."""
     folder = shutil.copytree(trained[1], tmp_path / "run")

@@ -149,11 +149,10 @@ def test_a_masked_autoencoder_fills_in_without_looking():
     ]
     expected = np.mean([model.image(model.restore(x[0], draw).predicted) for draw in draws], axis=0)
     np.testing.assert_allclose(one[0, hidden], expected[hidden], atol=1e-5)
-    told = usefulness.judge(run, training.replicate(params), "test", 100)["restoration"]
-    assert set(told["model"]) == {"inpainting"} < set(told["PCA"])
+    known = {"train": np.float32(unit(run.dataset.train.examples)), "held out": x}
+    assert set(usefulness.restored(run, training.replicate(params), known)) == {"inpainting"}
     normalised = run_of("mae", "train.num_epochs=1", "vit.normalise=True")
-    told = usefulness.judge(normalised, training.replicate(params), "test", 100)["restoration"]
-    assert told["model"] == {}
+    assert usefulness.restored(normalised, training.replicate(params), known) == {}
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,13 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def refuse(arguments: list[str]) -> None:
-    """Refuse arguments that nobody understands.
+    """Refuse arguments that nobody understands, and an empty folder, which would be the current one.
 
     Raises:
       InputError: there are some.
     """
+    if "workdir" in flags.FLAGS and flags.FLAGS.workdir == "":
+        raise InputError("--workdir is missing: give for example --workdir=runs/mine")
     for argument in arguments:
         name = argument.lstrip("-").split("=")[0]
         own = sorted(flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]))

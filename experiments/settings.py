@@ -131,8 +131,11 @@ def _typed(value: Any, kind: type, name: str) -> Any:
 
 
 def _near(key: str, known: list[str]) -> str:
-    """A suggestion, or the list."""
+    """A suggestion, or the sections there are."""
     leaves = {name.split(".")[-1]: name for name in reversed(known)}
     near = difflib.get_close_matches(key, known, 3, 0.75)
     near = near or [leaves[leaf] for leaf in difflib.get_close_matches(key.split(".")[-1], leaves, 2, 0.75)]
-    return f"do you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+    if near:
+        return f"do you mean {' or '.join(near)}?"
+    sections = dict.fromkeys(name.split(".")[0] + ".*" * ("." in name) for name in known)
+    return f"known are {', '.join(sections)}, each explained in experiments/configs/base.py"

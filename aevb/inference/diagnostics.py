@@ -171,4 +171,4 @@ def _advice(collapsed: bool, dead: np.ndarray, kl_per_dim: np.ndarray, mutual_in
         )
     if dead.any():
         return f"{which}: make the latent space smaller, or warm up the weight of the KL from 0 so that more are used"
-    return f"all {dead.size} latent dimensions carry information: nothing need be done"
+    return f"all {dead.size} latent dimensions carry information"

@@ -134,8 +134,8 @@ def _headline(summary: dict, evaluation: dict, metrics: list[dict]) -> list[dict
         add("validation KL", decimal(best["kl"]), "nats", f"step {best['step']:,}")
     speeds = [row["examples_per_second"] for row in metrics if "examples_per_second" in row] or [None]
     speed = summary.get("examples_per_second", speeds[-1])
-    device = summary.get("hardware", {}).get("device", "training")
-    add("speed", speed and decimal(speed, 0), "examples/s", f"between looks, {device}")
+    device = summary.get("hardware", {}).get("device")
+    add("speed", speed and decimal(speed, 0), "examples/s", "in training" + (f", {device}" if device else ""))
     if summary:
         total = f"{duration(summary['total_seconds'])} with start and evaluation"
         add("training time", duration(summary["train_seconds"]), "", total)
@@ -207,7 +207,7 @@ def _tuned(told: dict) -> list[str]:
     return [
         f"With a linear head, trained with the encoder on {told['num_labels']:,} labels for "
         f"{told['num_steps']:,} steps, {' and '.join(each)} "
-        f"of the {told['num_examples']:,} {told['split']} examples are told rightly."
+        f"of the {told['num_examples']:,} {told['split']} examples are classified correctly."
     ]
 
 

@@ -70,7 +70,7 @@ def test_pretrained_starts_from_the_checkpoint_and_scratch_from_the_first_weight
     ended = command.ok("finetune", f"--workdir={tmp_path}", "--num_epochs=2", "--learning_rate=1e-4")
     ours = ("finetuning.json", "report.html")
     assert {name: now for name, now in snapshot(tmp_path).items() if name not in ours} == before
-    assert "are told rightly" in (tmp_path / "report.html").read_text()
+    assert "are classified correctly" in (tmp_path / "report.html").read_text()
     told = json.loads((tmp_path / "finetuning.json").read_text())
     pretrained, scratch = told["starts"].pop("pretrained"), told["starts"].pop("from scratch")
     assert told.pop("starts") == {}

@@ -200,7 +200,7 @@ def test_each_number_stands_with_its_convention(tmp_path):
         "test KL 25.24 nats posterior from prior",
         "bits per dimension 0.179 bits 5,000 importance samples",
         "active units 12 of 20 latent dimensions in use",
-        "speed 51,235 examples/s between looks, NVIDIA H200",
+        "speed 51,235 examples/s in training, NVIDIA H200",
         "training time 1 h 6 min 1 h 11 min with start and evaluation",
         "peak memory 1.25 GiB of training",
     ]
@@ -265,7 +265,7 @@ def test_a_run_that_still_trains_shows_its_log(tmp_path):
     assert page.tiles == [
         "validation ELBO −140.50 nats best so far, step 100",
         "validation KL 20.00 nats step 100",
-        "speed 4,321 examples/s between looks, training",
+        "speed 4,321 examples/s in training",
     ]
 
 

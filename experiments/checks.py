@@ -95,6 +95,8 @@ def check(config: ConfigDict) -> None:
     for key in _NOT_NEGATIVE:
         if not flat[key] >= 0:
             raise InputError(f"config.{key} is {flat[key]}: it must not be negative")
+    if flat["data.held_out_class"] < -1:
+        raise InputError(f"config.data.held_out_class is {flat['data.held_out_class']}: give a class, or -1 for none")
     for key in ("seed", "data.seed"):
         if not 0 <= flat[key] < 2**32:
             raise InputError(f"config.{key} is {flat[key]}: it must be a whole number from 0 to 2**32 - 1")

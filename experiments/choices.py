@@ -264,7 +264,7 @@ def check_bound(config: ConfigDict, model: models.VAE, num_steps: int) -> None:
     if rise > num_steps:
         raise InputError(
             f"config.bound.kl_warmup_steps is {rise}, but the run has {num_steps} steps, so beta would never get to "
-            f"its weight: use --config.bound.kl_warmup_steps={num_steps // 2}, or more of config.train.num_epochs"
+            f"its weight: use --config.bound.kl_warmup_steps={max(1, num_steps // 2)} or more config.train.num_epochs"
         )
     if target > 0 and model.likelihood.support in ("binary", "levels", "counts"):
         raise InputError(

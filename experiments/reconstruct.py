@@ -62,7 +62,7 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
     else:
         error = each["squared_error"] / math.prod(run.model.event_shape)
         found = of_code(each["code"]) | against_pca(run, params, split, error)
-        found |= restoration.told(error, data_range(run)) | {
+        found |= errors(error, data_range(run)) | {
             "log_likelihood": float(each["log_likelihood"].mean(dtype=np.float64)),
             "log_likelihood_stderr": numbers.standard_error(each["log_likelihood"]),
             "convention": "log p(x | z) at the code of the clean x, nats per datapoint, no bound on log p(x); the "
@@ -87,7 +87,7 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
 def of_masked(run: Run, error: np.ndarray) -> dict[str, Any]:
     """Of the mean squared errors of the masked patches `[N]`."""
     units = "of each patch's own standard deviation" if run.model.normalise else "of x, and PSNR is of that mean"
-    told = restoration.told(error, data_range(run)) | ({"psnr": None} if run.model.normalise else {})
+    told = errors(error, data_range(run)) | ({"psnr": None} if run.model.normalise else {})
     return told | {
         "mask_ratio": run.model.mask_ratio,
         "convention": f"the squared error is a mean over the elements of the masked patches, "
@@ -104,6 +104,11 @@ def data_range(run: Run) -> float:
     if not isinstance(examples, np.ndarray):
         examples = training.read_rows(examples, np.arange(min(len(examples), 1000)))
     return 1.0 if examples.dtype == np.uint8 else float(examples.max() - examples.min())
+
+
+def errors(mse: np.ndarray, width: float) -> dict[str, float | None]:
+    """`restoration.told` of mean squared errors `[N]`; data that are all of one value have a range of 0 and no PSNR."""
+    return restoration.told(mse, width) if width > 0 else restoration.told(mse, 1.0) | {"psnr": None}
 
 
 def of_code(codes: np.ndarray) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def check(run: Run, split_name: str) -> None:
 
     Raises:
       InputError: there is no encoder, the encoder is told the label, the data are not in memory, the split is the one
-        that is learned from, or a split has no two classes.
+        that is learned from, a split has no two classes, or this one has none of the class that was held out.
     """
     if split_name == "train":
         raise InputError("--downstream learns from the codes of the train split: judge it on --split=test")
@@ -55,6 +55,11 @@ def check(run: Run, split_name: str) -> None:
             num = len(np.unique(getattr(run.dataset, name).labels))
             if num < 2:
                 raise InputError(f"--downstream tells classes apart, and the {name} split has {num}: leave it out")
+        stranger = run.config.data.held_out_class
+        if stranger >= 0 and stranger not in getattr(run.dataset, split_name).labels:
+            raise InputError(
+                f"config.data.held_out_class is {stranger}, and the {split_name} split has none to find: judge another"
+            )
 
 
 def _has_classes(run: Run) -> bool:

@@ -87,6 +87,12 @@ def test_a_linear_autoencoder_with_pcas_weights_is_pca():
     assert abs(told["above_pca"]) < 1e-7 > told["above_pca_stderr"]
 
 
+def test_data_of_one_value_have_no_psnr():
+    errors = np.float32([0.1, 0.3])
+    assert reconstruct.errors(errors, 0.0) == pytest.approx({"mse": 0.2, "mse_stderr": 0.1, "psnr": None})
+    assert reconstruct.errors(errors, 2.0)["psnr"] == pytest.approx(10 * np.log10(4 / 0.2))
+
+
 def test_only_training_sees_the_corruption():
     run = run_of("denoising", "data.corruption_level=0.5")
     stored = run.dataset.train.examples[0]

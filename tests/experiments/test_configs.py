@@ -354,6 +354,12 @@ def test_pair_is_refused(overrides: list[str], words: str):
         build.build(load(*overrides))
 
 
+def test_a_class_is_held_out_by_its_number():
+    assert 3 not in build.build(load("data.held_out_class=3")).dataset.train.labels
+    with pytest.raises(InputError, match="held_out_class is -2: give a class, or -1 for none"):
+        build.build(load("data.held_out_class=-2"))
+
+
 def test_train_size_takes_the_first():
     whole, some = (build.build(load(*overrides)).dataset.train for overrides in ([], ["data.train_size=7"]))
     np.testing.assert_array_equal(some.examples, whole.examples[:7])

@@ -93,6 +93,8 @@ def test_a_class_held_out_of_training_is_found_by_its_errors_and_its_distances(l
         assert found["neighbours_auroc"] == pytest.approx(roc_auc_score(labels == 0, distances), abs=1e-3)
         assert found["num_strange"] == (labels == 0).sum()
     assert set(told["anomalies"]) == set(told["representations"])
+    with pytest.raises(InputError, match="held_out_class is 0, and the validation split has none to find"):
+        usefulness.check(run, "validation")
     assert told["representations"]["pixels"]["num_test"] == (labels != 0).sum()
 
 

@@ -3,6 +3,7 @@
 import difflib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -46,7 +47,9 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv, known_only=True)
     except flags.Error as error:
-        return fail(f"{error}: correct it, or see --help", WRONG_CALL)
+        # Python's own words for a number that is none speak of functions.
+        words = re.sub(r"(invalid literal for int|could not convert string to float).*", "not a number", str(error))
+        return fail(f"{words}: correct it, or see --help", WRONG_CALL)
 
 
 def refuse(arguments: list[str]) -> None:

@@ -254,10 +254,13 @@ def _code(evaluation: dict) -> list[str]:
     # An estimate of what is at least 0 may lie below.
     information, marginal = (decimal(max(evaluation[name], 0)) for name in ("mutual_information", "marginal_kl"))
     num = evaluation["information_examples"]
+    # Where the estimate is at its ceiling, what it lacks is counted as distance from the prior.
+    full = evaluation["mutual_information"] > math.log(num) - 0.5
+    ceiling = "; the first may be larger, and the second smaller by as much" if full else ""
     collapse = "Posterior collapse: " if evaluation["collapsed"] else ""
     return [
         f"The codes of {num:,} examples say I(x; z) = {information} nats of them (at most log {num:,} = "
-        f"{decimal(math.log(num))} can be seen), and all codes together are {marginal} nats from the prior",
+        f"{decimal(math.log(num))} can be seen), and all codes together are {marginal} nats from the prior{ceiling}",
         f"{collapse}{evaluation['advice']}",
     ]
 
@@ -322,12 +325,14 @@ def _downstream(told: dict) -> dict:
         "columns": list(next(iter(restored.values()), {})),
         "rows": {name: list(row.values()) for name, row in restored.items()},
     }
+    without = " (in the table of codes without the class held out)" if rows and "anomalies" in told else ""
     return {
         "note": f"Learned from the codes of {told['num_train']:,} training examples, measured on {told['num_test']:,} "
-        f"of the {told['split']} split; every encoder is shown the clean examples as they are stored. Clusters and "
-        "restorations are of the latter alone. Hidden pixels are 0 where an encoder or PCA looks; a masked autoencoder "
-        "is not shown their patches. Anomalies are a class whose codes the detector never saw, though the encoder did. "
-        "dB are of the PSNR at the range of the data; higher is better in every column of numbers.",
+        f"of the {told['split']} split{without}; every encoder is shown the clean examples as they are stored. "
+        "Clusters and restorations are of the latter alone. Hidden pixels are 0 where an encoder or PCA looks; a "
+        "masked autoencoder is not shown their patches. Anomalies are a class whose codes the detector never saw, "
+        "though the encoder did. dB are of the PSNR at the range of the data; higher is better in every column of "
+        "numbers.",
         "codes": codes if rows else None,
         "images": images if restored else None,
         "strange": _strange(told),

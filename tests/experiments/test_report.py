@@ -149,6 +149,17 @@ def test_fine_tuning_is_told_beside_training_from_scratch(tmp_path):
     ) in page_of(tmp_path, summary=SUMMARY, finetuning=told).text
 
 
+def test_information_at_its_ceiling_is_told_so(tmp_path):
+    told = {"information_examples": 1000, "marginal_kl": 20.0, "collapsed": False, "advice": "all carry information"}
+    words = "20.00 nats from the prior; the first may be larger, and the second smaller by as much"
+    for information, full in ((6.9, True), (5.0, False)):  # log 1000 = 6.91
+        page = page_of(
+            tmp_path, summary=SUMMARY | {"evaluation": EVALUATION | told | {"mutual_information": information}}
+        )
+        assert "20.00 nats from the prior" in page.text
+        assert (words in page.text) == full
+
+
 def test_what_codes_are_good_for_is_told_in_two_tables(tmp_path):
     noisy = {"denoising_mse": 0.01, "denoising_psnr": 20.04, "noisy_psnr": 12.06}
     restored = {
@@ -185,6 +196,7 @@ def test_what_codes_are_good_for_is_told_in_two_tables(tmp_path):
         "class 3 found by AUROC by 5 neighbours by squared error model 0.912 ± 0.004 PCA 0.912 ± 0.004 0.500 ± 0.010"
     )
     assert table in " ".join(text.split())
+    assert "of the test split (in the table of codes without the class held out); every" in text
     bare = {name: told[name] for name in told if name != "representations"}
     text = page_of(tmp_path, summary=SUMMARY, evaluation=SUMMARY["evaluation"] | {"downstream": bare}).text
     assert "linear probe" not in text and "hidden centre" in text

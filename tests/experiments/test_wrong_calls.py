@@ -199,7 +199,8 @@ def test_no_room(command, tmp_path: pathlib.Path):
 READING = {
     "split": ("evaluate", ["--split=tset"], ["'tset'", "validation"]),
     "samples": ("evaluate", ["--num_samples=0"], ["num_samples"]),
-    "samples type": ("evaluate", ["--num_samples=many"], ["num_samples", "many"]),
+    "samples type": ("evaluate", ["--num_samples=many"], ["--num_samples=many: not a number: correct"]),
+    "share type": ("generate", ["--what=inpaint", "--share=some"], ["--share=some: not a number: correct"]),
     "flag": ("evaluate", ["--max_exampels=3"], ["max_exampels", "--max_examples?"]),
     "no run": ("evaluate", ["--workdir=/no/such"], ["/no/such/config.json", "experiments.train"]),
     "no workdir": ("evaluate", ["--workdir="], ["--workdir is missing"]),

@@ -83,6 +83,11 @@ CATALOGUE = {
         CODES, "anomaly AUROC", "", 1, 3,
         "AUROC is of telling apart a class whose codes the detector never saw, though the encoder did; 0.5 by chance",
     ),
+    "neighbours_auroc": Metric(
+        CODES, "unseen class, by neighbours", "", 1, 3,
+        "that of an unseen class is of one held out of all training, by the distance of codes or the squared error",
+    ),
+    "error_auroc": Metric(CODES, "unseen class, by error", "", 1, 3),
 }  # fmt: skip
 ORDER = list(CATALOGUE)
 

@@ -12,12 +12,15 @@ nothing, of a VAE or of PCA, as loud as the rest (5 neighbours in all 784 compon
 95 %).
 """
 
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from etils import epath
 
 from aevb.errors import InputError
 from experiments import numbers
@@ -241,42 +244,6 @@ def label_efficiency(
     return float(np.mean(accuracies)), numbers.standard_error(np.array(accuracies))
 
 
-def anomaly_auroc(scores: np.ndarray, held_out: np.ndarray) -> float:
-    """The chance that an example of the held-out class scores above another: `P(s_out > s_in) + P(s_out = s_in) / 2`.
-
-    Args:
-      scores: of the test examples, `[M]`, finite; high means strange.
-      held_out: whether each is of the held-out class, bool `[M]`; both kinds must occur.
-
-    Returns:
-      The area under the ROC curve, in [0, 1]; 0.5 where the score says nothing.
-
-    Raises:
-      InputError: the shapes differ, a score is not finite, or all examples are of one kind.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    scores, held_out = np.asarray(scores), np.asarray(held_out, bool)
-    if scores.shape != held_out.shape or scores.ndim != 1:
-        raise InputError(f"scores have shape {scores.shape} and held_out {held_out.shape}: give one of each an example")
-    if not np.isfinite(scores).all():
-        raise InputError(f"{np.sum(~np.isfinite(scores))} anomaly scores are not finite: look at what made them")
-    if held_out.all() or not held_out.any():
-        raise InputError(f"{held_out.sum()} of {len(held_out)} examples are held out: give some that are, some not")
-    return float(roc_auc_score(held_out, scores))
-
-
-def auroc_stderr(auroc: float, num_strange: int, num_others: int) -> float:
-    """The standard error of an AUROC over draws of the examples (Hanley & McNeil, 1982, for exponential scores).
-
-    `((A (1 - A) + (m - 1) (Q1 - A^2) + (n - 1) (Q2 - A^2)) / m n)^(1/2)`, `Q1 = A / (2 - A)`, `Q2 = 2 A^2 / (1 + A)`,
-    of m strange examples and n others.
-    """
-    square, m, n = auroc**2, num_strange, num_others
-    both = (m - 1) * (auroc / (2 - auroc) - square) + (n - 1) * (2 * square / (1 + auroc) - square)
-    return math.sqrt((auroc * (1 - auroc) + both) / (m * n))
-
-
 def strangeness(train_codes: np.ndarray, test_codes: np.ndarray) -> np.ndarray:
     """The mean distance of each test code to the 5 nearest training codes, at one scale for the whole code, `[M]`."""
     return Neighbours.find(train_codes, np.zeros(len(train_codes), np.int32), test_codes).distances.mean(axis=1)
@@ -301,7 +268,7 @@ def held_out_auroc(
 
 
 def _held_out_auroc(neighbours: Neighbours, labels: np.ndarray) -> tuple[float, float]:
-    each = [anomaly_auroc(neighbours.scores_without(out), labels == out) for out in np.unique(labels)]
+    each = [numbers.auroc(neighbours.scores_without(out), labels == out) for out in np.unique(labels)]
     return float(np.mean(each)), numbers.standard_error(np.array(each))
 
 
@@ -348,20 +315,29 @@ def table(
         and PCA: `[N, code]` and `[M, code]`, where every representation may have its own size.
       train_labels, test_labels: classes, int `[N]` and `[M]`.
       seed: of every random choice, the same for all.
-      cache: a folder that keeps what was found, by the values of codes and labels, for the next who gives the same.
+      cache: a folder that keeps what was found, by the values of codes and labels and by the code that judges them,
+        for the next who gives the same.
 
     Raises:
       InputError: as in `evaluate_codes`; it names the representation.
     """
     from joblib import Memory
 
-    rows, evaluate = {}, Memory(cache, verbose=0).cache(evaluate_codes)
+    rows, evaluate = {}, Memory(cache and _cache_of_this_code(cache), verbose=0).cache(evaluate_codes)
     for name, (train_codes, test_codes) in codes.items():
         try:
             rows[name] = evaluate(Labelled(train_codes, train_labels), Labelled(test_codes, test_labels), seed)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     return rows
+
+
+def _cache_of_this_code(cache: str) -> str:
+    """A folder in the cache for this file as it is and this scikit-learn: joblib looks at one function alone."""
+    import sklearn
+
+    told = Path(__file__).read_bytes() + sklearn.__version__.encode()
+    return str(epath.Path(cache) / hashlib.sha256(told).hexdigest()[:12])
 
 
 def _check_pair(train: Labelled, test: Labelled) -> None:

@@ -215,7 +215,10 @@ def check_estimator(run: Run, estimator: str) -> None:
       InputError: it needs an encoder and the learner trains none.
     """
     if not run.learner.has_bound and run.learner.has_encoder and estimator != "none":
-        raise InputError(f"an autoencoder has no log p(x), which {estimator} estimates: leave --estimator out")
+        raise InputError(
+            f"{run.facts['learner']} makes an autoencoder, which has no log p(x) for {estimator} sampling to estimate: "
+            "give the --workdir of a model with a bound, or --estimator=none"
+        )
     if estimator == "importance" and not run.learner.has_encoder:
         raise InputError(
             f"importance sampling draws from an encoder, and {run.facts['learner']} trains none: use --estimator=hmc "
@@ -327,7 +330,7 @@ def main(argv: list[str]) -> None:
     if estimator == "none" and flags.FLAGS.num_samples:
         raise InputError("--num_samples is for estimators of log p(x), and an autoencoder has none: leave it out")
     if flags.FLAGS.downstream:
-        usefulness.check(run, split_name)
+        usefulness.check(run, split_name, flags.FLAGS.max_examples)
     params, which = checkpointed.restore(run, folder)
     num_samples = flags.FLAGS.num_samples or (0 if estimator == "none" else ESTIMATORS[estimator][1])
     result = evaluate(run, params, split_name, num_samples, flags.FLAGS.max_examples, estimator) | which

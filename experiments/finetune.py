@@ -50,6 +50,11 @@ def class_context(run: Run) -> data.LabelContext:
         raise InputError(f"{run.facts['learner']} trains no encoder to fine-tune: give the --workdir of another run")
     if run.context is not None:
         raise InputError("the run's encoder is told the label that it is to find: give a run without a context")
+    if run.config.data.held_out_class >= 0:
+        raise InputError(
+            f"config.data.held_out_class is {run.config.data.held_out_class}, so no example of it is there to learn "
+            "from: give the --workdir of a run with all classes"
+        )
     for name, split in (("train", run.dataset.train), ("test", run.dataset.test)):
         if split.labels is None or not len(split.examples):
             raise InputError(

@@ -69,6 +69,9 @@ def why_not(run: Run, what: str) -> str | None:
         return f"--what={what} draws from a prior, and an autoencoder has none: use --what=reconstructions"
     if what in ENCODED and not run.learner.has_encoder:
         return f"--what={what} needs codes of data, and {run.facts['learner']} trains no encoder: use --what=samples"
+    drawn = run.dataset.test if len(run.dataset.test.examples) else run.dataset.train
+    if what == "interpolations" and len(drawn.examples) < 2:
+        return "an interpolation leads from one example to another, and the data to draw are one example"
     if what == "classes" and not (run.context is not None and run.context.classes):
         return (
             "classes are drawn by a model that was told them: train with --config.model.context=label on labelled data"

@@ -52,6 +52,8 @@ def read(paths: Sequence[str], event_shape: tuple[int, ...]) -> Given:
     Raises:
       InputError: a file is not there, cannot be read, or holds none such.
     """
+    if not any(paths):
+        raise InputError("--files is empty: name some, separated by commas, or leave it out")
     examples, transparent, of = [], [], []
     for path in map(Path, paths):
         if not path.is_file():

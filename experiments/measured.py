@@ -142,6 +142,9 @@ def _downstream(told: dict[str, Any], path: epath.Path) -> Iterator[tuple[str, N
     names = {name: name for name, metric in CATALOGUE.items() if metric.group == CODES}
     for who, numbers in _part(told, "representations", path).items():
         yield who, _pick(numbers, names, path)
+    anomalies = _part(told, "anomalies", path)
+    for who in anomalies:
+        yield who, _pick(anomalies[who], {name: name for name in ("neighbours_auroc", "error_auroc")}, path)
     restoration = _part(told, "restoration", path)
     for who in restoration:
         numbers = _part(restoration, who, path)
@@ -193,6 +196,7 @@ def facts(run: Run) -> dict[str, Any]:
         "share that is masked": evaluation.get("mask_ratio"),
         "target of a masked patch": ("normalised" if keys.get("vit.normalise") else "as it is") if run.masked else None,
         "split that codes are judged on": downstream.get("split"),
+        "class that is held out": downstream.get("held_out_class"),
         "number of examples that probes learn from": downstream.get("num_train"),
         "number of examples that codes are judged on": downstream.get("num_test"),
     }
@@ -208,6 +212,7 @@ _OF_CODES = (
     "data set",
     "division",
     "split that codes are judged on",
+    "class that is held out",
     "number of examples that probes learn from",
     "number of examples that codes are judged on",
 )

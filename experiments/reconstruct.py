@@ -11,6 +11,7 @@ import numpy as np
 
 from aevb import data, models, training
 from aevb.learners import autoencoding
+from aevb.networks import vit
 from experiments import numbers, restoration
 from experiments.build import Run
 
@@ -88,10 +89,13 @@ def of_masked(run: Run, error: np.ndarray) -> dict[str, Any]:
     """Of the mean squared errors of the masked patches `[N]`."""
     units = "of each patch's own standard deviation" if run.model.normalise else "of x, and PSNR is of that mean"
     told = errors(error, data_range(run)) | ({"psnr": None} if run.model.normalise else {})
+    visible = vit.num_visible(run.model.num_patches, run.model.mask_ratio)
     return told | {
         "mask_ratio": run.model.mask_ratio,
-        "convention": f"the squared error is a mean over the elements of the masked patches, "
-        f"{run.model.mask_ratio:.0%} of all, one mask an example, in squared units {units}; no bound on log p(x)",
+        "estimator": "the visible patches of each example, by one mask",
+        "convention": "the squared error is a mean over the elements of the masked patches, "
+        f"{run.model.num_patches - visible} of {run.model.num_patches}, one mask an example, in squared units {units}; "
+        "no bound on log p(x)",
     }
 
 
@@ -104,6 +108,11 @@ def data_range(run: Run) -> float:
     if not isinstance(examples, np.ndarray):
         examples = training.read_rows(examples, np.arange(min(len(examples), 1000)))
     return 1.0 if examples.dtype == np.uint8 else float(examples.max() - examples.min())
+
+
+def one_value(examples: np.ndarray) -> bool:
+    """Whether all elements of all examples are equal, so that there is nothing to tell of them."""
+    return bool(examples.min() == examples.max())
 
 
 def errors(mse: np.ndarray, width: float) -> dict[str, float | None]:
@@ -120,14 +129,17 @@ def against_pca(run: Run, params: Any, split: data.Split, error: np.ndarray) -> 
     """The mean squared error of PCA with as many components, learned on the training split, on the same examples.
 
     Beside it `above_pca`, the mean of the model's errors `[N]` less PCA's, with its standard error over the pairs; and,
-    of a linear decoder, the largest angle between its subspace and PCA's, in degrees, and `train_mse`, the mean squared
-    error of the training examples, with the least there is, `eigenvalue_tail`: the sum of the eigenvalues of their
-    covariance after the first `latent_dim`, over the number of elements. PCA is of values as they are, so there is none
-    where they are binarized, nor of a data set that is not in memory, nor of more components than dimensions.
+    of a decoder that is linear in the code alone, the largest angle between its subspace and PCA's, in degrees, and
+    `train_mse`, the mean squared error of the training examples, with the least there is, `eigenvalue_tail`: the sum of
+    the eigenvalues of their covariance after the first `latent_dim`, over the number of elements. PCA is of values as
+    they are, so there is none where they are binarized, nor of more components than dimensions, nor of data that are
+    all of one value, are not in memory, or would not be as float64.
     """
-    size = min(len(run.dataset.train.examples), math.prod(run.model.event_shape))
-    in_memory = isinstance(run.dataset.train.examples, np.ndarray)
-    if run.facts["binarization"] != "none" or not in_memory or run.model.latent_dim > size:
+    examples, limit = run.dataset.train.examples, run.config.data.memory_limit_mb * 2**20
+    most = min(len(examples), math.prod(run.model.event_shape))
+    if run.facts["binarization"] != "none" or run.model.latent_dim > most or not isinstance(examples, np.ndarray):
+        return {}
+    if examples.size * np.float64().nbytes > limit or one_value(examples):
         return {}
     from scipy.linalg import subspace_angles
 
@@ -138,15 +150,21 @@ def against_pca(run: Run, params: Any, split: data.Split, error: np.ndarray) -> 
     found = {"pca_mse": float(of_pca.mean()), "above_pca": float(above.mean(dtype=np.float64))}
     found["above_pca_stderr"] = numbers.standard_error(above)
     decoder = training.unreplicate(params)["decoder"]
-    likelihood = run.model.likelihood
-    if set(decoder) == {"output"} and isinstance(likelihood, models.Gaussian) and not likelihood.sigmoid_mean:
+    if set(decoder) == {"output"} and _decodes_means(run):
         kernel = np.asarray(decoder["output"]["kernel"], np.float64)
         angles = subspace_angles(kernel.T, pca.components.T)
         each = training.collect(of_split(run, "train")(params, run.dataset.train, run.split_key("train")))
         found["largest_angle_to_pca"] = float(np.degrees(angles.max()))
         found["train_mse"] = float(each["squared_error"].mean(dtype=np.float64)) / math.prod(run.model.event_shape)
-        found["eigenvalue_tail"] = float(np.square(train - pca.reconstruct(train)).mean())
+        found["eigenvalue_tail"] = float(restoration.squared_errors(train, pca.reconstruct).mean())
     return found
+
+
+def _decodes_means(run: Run) -> bool:
+    """Whether what the decoder's network puts out is the mean of p(x | z), and nothing else, and it is told z alone."""
+    likelihood = run.model.likelihood
+    plain = isinstance(likelihood, models.Gaussian) and not likelihood.sigmoid_mean and likelihood.scale is not None
+    return plain and run.context is None
 
 
 def values(examples: np.ndarray) -> np.ndarray:

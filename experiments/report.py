@@ -167,6 +167,7 @@ def _conventions(config: dict, metrics: list[dict], summary: dict, evaluation: d
             f"Trained by {_bound_name(summary['learner'])}{_trained_on(summary, config['bound'])} with a "
             f"{summary['likelihood']} likelihood (binarization: {summary['binarization']})" + _parts(config["model"]),
             *_weighed(config["bound"], metrics),
+            *_changed(config),
             summary["splits"],
         ]
     return [sentence[0].upper() + sentence[1:].removesuffix(".") + "." for sentence in text]
@@ -236,6 +237,19 @@ def _weighed(bound: dict, metrics: list[dict]) -> list[str]:
         told = f"beta was {bound['kl_weight']:g}" if bound["kl_weight"] != 1 else ""
     told = " and ".join(part for part in (told, free) if part)
     return [f"In training {told}; every number here is at beta = 1"] if told else []
+
+
+def _changed(config: dict) -> list[str]:
+    """What training made of its inputs, and what it asked of codes beside giving the data back."""
+    keys, weight = config["data"], config.get("learner", {}).get("l1_weight", 0)
+    noise = keys.get("corruption", "none")
+    told = [f"The loss has {weight:g} |z|_1 added, summed over the elements of the code"] if weight else []
+    if noise != "none":
+        told.append(
+            f"In training the encoder saw examples with {noise.replace('_', ' ')} noise ({keys['corruption_level']:g}) "
+            "and the target was the clean one: the training curve is of these, every other number of clean examples"
+        )
+    return told
 
 
 def _floor(evaluation: dict) -> list[str]:

@@ -61,8 +61,14 @@ def reconstructing(x: np.ndarray, reconstruct: ImageFn, data_range: float) -> di
 
 
 def squared_errors(x: np.ndarray, reconstruct: ImageFn) -> np.ndarray:
-    """The mean squared error of each image's reconstruction, `[N]`; arguments and errors as in `reconstructing`."""
-    return _errors(x, _in_batches(reconstruct, x))
+    """The mean squared error of each image's reconstruction, `[N]`; arguments and errors as in `reconstructing`.
+
+    Batch by batch: as float64 a training set may not fit beside its reconstructions.
+    """
+    if not len(x):
+        return _errors(x, x)
+    starts = range(0, len(x), BATCH)
+    return np.concatenate([_errors(x[i : i + BATCH], _batch(reconstruct, x, i)) for i in starts])
 
 
 def denoising(x: np.ndarray, corrupt: ImageFn, reconstruct: ImageFn, data_range: float) -> dict[str, float | None]:
@@ -148,8 +154,8 @@ class PCA(NamedTuple):
     def fit(cls, x: np.ndarray, size: int, seed: int) -> Self:
         """Fit images `[N, *event]`; as many components as asked, at most N and as many as there are pixels.
 
-        Exact up to 1000 pixels or where the code is nearly as large as the data, else by random projections, from the
-        seed (Halko et al., 0909.4061).
+        Exact up to 1000 pixels, by the covariance, or where the code is nearly as large as the data; else by random
+        projections, from the seed (Halko et al., 0909.4061).
 
         Raises:
           InputError: the size is below 1, or an image is not finite.
@@ -161,7 +167,8 @@ class PCA(NamedTuple):
             raise InputError(f"{size} components were asked of images {x.shape}: ask for at least 1, of at least 1")
         if not np.isfinite(flat).all():
             raise InputError(f"{np.sum(~np.isfinite(flat).all(axis=1))} of {len(x)} images are not finite: clean them")
-        fitted = SklearnPCA(min(size, *flat.shape), random_state=seed).fit(flat)
+        solver = "covariance_eigh" if flat.shape[1] <= 1000 else "auto"
+        fitted = SklearnPCA(min(size, *flat.shape), svd_solver=solver, random_state=seed).fit(flat)
         return cls(fitted.mean_, fitted.components_)
 
     def encode(self, x: np.ndarray) -> np.ndarray:
@@ -182,18 +189,18 @@ def _flat(x: np.ndarray) -> np.ndarray:
 
 
 def _in_batches(fn: ImageFn, x: np.ndarray) -> np.ndarray:
-    starts = range(0, len(x), BATCH)
-    batches = []
-    for start in starts:
-        indices = np.arange(start, min(start + BATCH, len(x)))
-        out = np.asarray(fn(x[indices], indices))
-        if out.shape != (len(indices), *x.shape[1:]):
-            raise InputError(
-                f"of images {(len(indices), *x.shape[1:])} came images {out.shape}: a reconstruction has the shape of "
-                "what it reconstructs"
-            )
-        batches.append(out)
-    return np.concatenate(batches) if batches else x
+    return np.concatenate([_batch(fn, x, start) for start in range(0, len(x), BATCH)]) if len(x) else x
+
+
+def _batch(fn: ImageFn, x: np.ndarray, start: int) -> np.ndarray:
+    indices = np.arange(start, min(start + BATCH, len(x)))
+    out = np.asarray(fn(x[indices], indices))
+    if out.shape != (len(indices), *x.shape[1:]):
+        raise InputError(
+            f"of images {(len(indices), *x.shape[1:])} came images {out.shape}: a reconstruction has the shape of "
+            "what it reconstructs"
+        )
+    return out
 
 
 def _errors(x: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ HIDDEN_GREY = 0.5  # in the picture, of what the encoder is not shown
 
 
 def denoise(
-    artist: Artist, num: int, noise: str | None = None, level: float | None = None, files: Sequence[str] = ()
+    artist: Artist, num: int, noise: str | None = None, level: float | None = None, files: Sequence[str] | None = None
 ) -> tuple[Any, Arrays]:
     """The first `num` examples, what is seen of them, and the mean of p(x | z) at its code.
 
@@ -42,7 +42,7 @@ def denoise(
     """
     from aevb import figures
 
-    if files:
+    if files is not None:
         if noise is not None or level is not None:
             raise InputError("--files are noisy themselves: leave --noise and --level out, or --files")
         given, contexts = _given(artist, num, files)
@@ -64,7 +64,7 @@ def denoise(
 
 
 def inpaint(
-    artist: Artist, num: int, share: float = usefulness.HIDDEN_SHARE, files: Sequence[str] = ()
+    artist: Artist, num: int, share: float = usefulness.HIDDEN_SHARE, files: Sequence[str] | None = None
 ) -> tuple[Any, Arrays]:
     """The first `num` images, what is seen of them with their centre hidden, and the same with the centre filled in.
 
@@ -84,7 +84,7 @@ def inpaint(
 
     model = artist.run.model
     rectangle = restoration.centred_rectangle(*model.event_shape[:2], share)
-    if files:
+    if files is not None:
         given, contexts = _given(artist, num, files)
         x, hidden = given.x, given.hidden(rectangle)
     else:

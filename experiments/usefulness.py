@@ -29,12 +29,13 @@ NOISE_STREAM, PATCH_STREAM = 2**16, 2**17
 DRAWS = 16  # of the patches that a masked autoencoder is shown
 
 
-def check(run: Run, split_name: str) -> None:
+def check(run: Run, split_name: str, max_examples: int | None = None) -> None:
     """Refuse a run whose codes, by themselves, say nothing, or whose data PCA cannot take.
 
     Raises:
-      InputError: there is no encoder, the encoder is told the label, the data are not in memory, the split is the one
-        that is learned from, a split has no two classes, or this one has none of the class that was held out.
+      InputError: there is no encoder, the encoder is told the label, the data are not in memory or all of one value,
+        the split is the one that is learned from, a split has no labels while the other has, or no two classes, or its
+        first `max_examples` have none of the class that was held out.
     """
     if split_name == "train":
         raise InputError("--downstream learns from the codes of the train split: judge it on --split=test")
@@ -50,13 +51,16 @@ def check(run: Run, split_name: str) -> None:
             f"--downstream needs {run.dataset.name} in memory, for PCA: raise config.data.memory_limit_mb, which is "
             f"{run.config.data.memory_limit_mb}"
         )
+    if reconstruct.one_value(run.dataset.train.examples):
+        raise InputError(f"--downstream needs data that differ, and {run.dataset.name} has one value: leave it out")
     if _has_classes(run):
-        for name in ("train", split_name):
-            num = len(np.unique(getattr(run.dataset, name).labels))
+        judged = data.head(run.split(split_name), max_examples).labels
+        for name, labels in (("train", run.dataset.train.labels), (split_name, judged)):
+            num = 0 if labels is None else len(np.unique(labels))
             if num < 2:
                 raise InputError(f"--downstream tells classes apart, and the {name} split has {num}: leave it out")
         stranger = run.config.data.held_out_class
-        if stranger >= 0 and stranger not in getattr(run.dataset, split_name).labels:
+        if stranger >= 0 and stranger not in judged:
             raise InputError(
                 f"config.data.held_out_class is {stranger}, and the {split_name} split has none to find: judge another"
             )
@@ -83,7 +87,7 @@ def judge(
       InputError: as in `check`, or the labels are not classes of at least 2 kinds.
       NonFiniteError: a code or a reconstruction is not finite.
     """
-    check(run, split_name)
+    check(run, split_name, max_examples)
     start = time.perf_counter()
     train, held_out = run.dataset.train, data.head(run.split(split_name), max_examples)
     x = {"train": reconstruct.values(train.examples), "held out": reconstruct.values(held_out.examples)}
@@ -146,8 +150,8 @@ def anomalies(
     scores |= {(name, "error"): restoration.squared_errors(x, fn) for name, fn in restorers.items()}
     num = int(strange.sum())
     for (name, kind), score in scores.items():
-        auroc = downstream.anomaly_auroc(score, strange)
-        stderr = downstream.auroc_stderr(auroc, num, len(strange) - num)
+        auroc = numbers.auroc(score, strange)
+        stderr = numbers.auroc_stderr(auroc, num, len(strange) - num)
         told.setdefault(name, {"num_strange": num}).update({f"{kind}_auroc": auroc, f"{kind}_auroc_stderr": stderr})
     return told
 
@@ -229,7 +233,7 @@ def filling(run: Run, params: Any, hidden: np.ndarray) -> restoration.ImageFn:
     each = vit.patches(jnp.float32(hidden[:, :, None]), model.patch_size, model.pad)
     masked = np.asarray(each.any(axis=1))
     key, visible = jax.random.fold_in(run.eval_key, PATCH_STREAM), np.flatnonzero(~masked)
-    num = min(len(visible), len(vit.sample_mask(key, model.num_patches, model.mask_ratio)))
+    num = min(len(visible), vit.num_visible(model.num_patches, model.mask_ratio))
     keys = jax.random.split(key, DRAWS if num < len(visible) else 1)
     draws = jax.vmap(lambda key: jnp.sort(jax.random.permutation(key, visible)[:num]))(keys)
 

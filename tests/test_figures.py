@@ -150,6 +150,14 @@ def test_learning_curves_mark_the_best_validation_bound():
     assert star.get_label() == f"best validation, −{-best['elbo']:.2f} nats"
 
 
+def test_the_best_of_errors_is_the_least():
+    errors = [0.09, 0.04, 0.0512]
+    rows = [{"split": "validation", "examples_seen": i, "masked_error": error} for i, error in enumerate(errors)]
+    (star,) = [line for line in figures.learning_curves(rows).axes[0].lines if line.get_marker() == "*"]
+    assert star.get_xydata().tolist() == [[1, 0.04]]
+    assert star.get_label() == "best validation, 0.0400"
+
+
 def test_learning_curves_show_the_bulk_and_say_where_they_start():
     bound, log_likelihood, kl = figures.learning_curves(list(metrics(50))).axes
     low, high = bound.get_ylim()

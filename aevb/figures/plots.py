@@ -21,6 +21,7 @@ MEASURES = {  # what learning curves may show, the first that there is on top
     "masked_error": "squared error of masked patches",
     "acceptance": "HMC acceptance",
 }
+ERRORS = ("squared_error", "masked_error")  # of these the least is the best
 
 
 def learning_curves(rows: Sequence[dict]) -> Figure:
@@ -58,8 +59,10 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
     first = panels[names[0]]
     validation = [row for row in rows if row["split"] == "validation" and np.isfinite(row.get(names[0], np.nan))]
     if validation:
-        best = max(validation, key=lambda row: row[names[0]])
-        label = f"best validation, {best[names[0]]:.2f} nats".replace("-", "−")
+        falls = names[0] in ERRORS
+        best = (min if falls else max)(validation, key=lambda row: row[names[0]])
+        value = f"{best[names[0]]:.4f}" if falls else f"{best[names[0]]:.2f} nats"
+        label = f"best validation, {value}".replace("-", "−")
         style = {"color": INK, "markersize": 15, "markeredgecolor": "white", "clip_on": False, "zorder": 5}
         first.plot(best["examples_seen"], best[names[0]], "*", label=label, **style)
     if rows:

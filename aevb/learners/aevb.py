@@ -110,6 +110,8 @@ def learner(
     `loss = -(1/N) [N/M sum_i (log_likelihood_i - beta_t kl_i + excess_i) + log p(theta)]`, nats per datapoint, with
     `beta_t = kl_weight * kl_schedule(t)` and the excess of `bounds.iwae` over the elbo. With free bits,
     `kl_weights.freed` stands for the KL. The metrics are of the bound itself, at beta = 1, whatever is trained.
+    Where the encoder sees a corrupted x~, log_likelihood is that of the clean x at z ~ q(z | x~): still a bound on its
+    log p(x), for any q is (Im et al., 1511.06406).
 
     Args:
       model: a VAE.

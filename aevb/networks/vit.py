@@ -115,8 +115,19 @@ def unnormalised(values: jax.Array, patches: jax.Array) -> jax.Array:
     return values * jnp.sqrt(patches.var(axis=-1, keepdims=True) + VARIANCE_FLOOR) + mean
 
 
+def num_visible(num_patches: int, ratio: float) -> int:
+    """How many of N patches a mask leaves: `V = N - round(ratio N)`, at least one; halves are rounded to even numbers.
+
+    Raises:
+      InputError: the ratio is outside [0, 1).
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(f"a mask ratio of {ratio} is outside [0, 1): give the share of patches to mask, such as 0.75")
+    return max(1, num_patches - round(ratio * num_patches))
+
+
 def sample_mask(key: jax.Array, num_patches: int, ratio: float) -> jax.Array:
-    """Which patches stay visible: a uniform draw without replacement of `V = N - round(ratio N)` of N, at least one.
+    """Which patches stay visible: a uniform draw without replacement of `num_visible` of N.
 
     Args:
       key: consumed.
@@ -124,16 +135,12 @@ def sample_mask(key: jax.Array, num_patches: int, ratio: float) -> jax.Array:
       ratio: the share of patches to mask, in [0, 1); 0.75 in the paper.
 
     Returns:
-      The indices of the visible patches, integers `[V]` in increasing order. V depends on N and the ratio alone; a
-      half is rounded to the even number.
+      The indices of the visible patches, integers `[V]` in increasing order.
 
     Raises:
       InputError: the ratio is outside [0, 1).
     """
-    if not 0 <= ratio < 1:
-        raise InputError(f"a mask ratio of {ratio} is outside [0, 1): give the share of patches to mask, such as 0.75")
-    num_visible = max(1, num_patches - round(ratio * num_patches))
-    return jnp.sort(jax.random.permutation(key, num_patches)[:num_visible])
+    return jnp.sort(jax.random.permutation(key, num_patches)[: num_visible(num_patches, ratio)])
 
 
 def positions(grid: tuple[int, int], width: int) -> jax.Array:

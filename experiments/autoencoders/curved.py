@@ -12,7 +12,6 @@ from absl import flags
 from etils import epath
 
 from experiments import build, checkpointed, cli, restoration, side_by_side, usefulness, workdir
-from experiments.autoencoders import draw
 
 # A config, and what a run changes in it.
 RUNS = {
@@ -25,6 +24,7 @@ COLUMNS = ("model", "code_size", "mse", "mse_stderr", "pca_mse", "num_test", "se
 
 def main(argv: list[str]) -> None:
     from aevb import figures
+    from experiments.autoencoders import draw
 
     cli.refuse(argv)
     root, seed = epath.Path(flags.FLAGS.workdir), flags.FLAGS.seed

@@ -20,7 +20,6 @@ from etils import epath
 
 from aevb import data, training
 from experiments import build, cli, numbers, settings, workdir
-from experiments.autoencoders import draw
 
 CENTRES = np.float32([[-1.5, -0.8], [1.5, -0.8], [0.0, 1.4]])
 COVARIANCES = np.float32([[[0.30, 0.15], [0.15, 0.20]], [[0.15, 0.0], [0.0, 0.4]], [[0.5, 0.0], [0.0, 0.08]]])
@@ -85,6 +84,7 @@ def relative_error(score: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 def main(argv: list[str]) -> None:
     from aevb import figures
+    from experiments.autoencoders import draw
 
     cli.refuse(argv)
     folder, seed = epath.Path(flags.FLAGS.out), flags.FLAGS.seed

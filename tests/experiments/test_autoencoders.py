@@ -1,5 +1,6 @@
 """Autoencoders from their configs: what they measure, against NumPy and scikit-learn, and what they refuse."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
@@ -85,6 +87,25 @@ def test_a_linear_autoencoder_with_pcas_weights_is_pca():
     np.testing.assert_allclose(turned["above_pca"], turned["mse"] - turned["pca_mse"], rtol=1e-4)
     assert turned["above_pca"] > 5 * turned["above_pca_stderr"] > 0
     assert abs(told["above_pca"]) < 1e-7 > told["above_pca_stderr"]
+
+
+@pytest.mark.parametrize("override", ["model.scale=learned", "model.context=label", "model.sigmoid_mean=True"])
+def test_only_a_decoder_of_means_alone_has_the_subspace(override: str):
+    fixed = () if "learned" not in override else ("model.fixed_scale=0.1",)  # which a learned scale does not read
+    run = run_of("linear", "model.latent_dim=5", override, *fixed)
+    told = reconstruct.evaluate(run, training.replicate(run.init_state().params), "test")
+    assert told["pca_mse"] > 0 and "largest_angle_to_pca" not in told
+
+
+def test_pca_needs_data_that_differ_and_fit():
+    run = run_of("linear", "model.latent_dim=5")
+    train, params = run.dataset.train, training.replicate(run.init_state().params)
+    for changed, limit in ((np.zeros_like(train.examples), 2048), (train.examples, 0)):
+        config = ConfigDict(run.config)
+        config.data.memory_limit_mb = limit
+        dataset = dataclasses.replace(run.dataset, train=dataclasses.replace(train, examples=changed))
+        other = dataclasses.replace(run, dataset=dataset, config=config)
+        assert reconstruct.against_pca(other, params, run.dataset.test, np.zeros(1)) == {}
 
 
 def test_data_of_one_value_have_no_psnr():

@@ -257,10 +257,17 @@ def test_what_is_no_density_says_so(tmp_path):
 
 def test_pixels_of_other_data_have_a_name_of_their_own(tmp_path):
     judged = [AUTOENCODER | {"downstream": downstream(30, 0.9, num_test=num)} for num in (359, 100)]
-    models = models_of(folder(tmp_path / "one", deep.get_config(), judged[0]),
-                       folder(tmp_path / "two", deep.get_config(), judged[1], model__latent_dim=3))  # fmt: skip
-    names = [row.name for row in compared.rows(models)]
-    assert names[4:6] == ["pixels", "pixels (of two)"]
+    found = {"model": {"error_auroc": 0.8, "error_auroc_stderr": 0.01, "neighbours_auroc": 0.9}}
+    judged.append(AUTOENCODER | {"downstream": downstream(30, 0.9) | {"held_out_class": 3, "anomalies": found}})
+    paths = [
+        folder(tmp_path / name, deep.get_config(), each, model__latent_dim=dim)
+        for name, each, dim in zip(("one", "two", "less"), judged, (30, 3, 4), strict=True)
+    ]
+    models = models_of(*paths)
+    rows = compared.rows(models)
+    assert [row.name for row in rows if row.kind == "pixels"] == ["pixels", "pixels (of two)", "pixels (of less)"]
+    assert rows[4].numbers["error_auroc"][:2] == (0.8, 0.01) and rows[4].numbers["neighbours_auroc"].value == 0.9
+    models = models[:2]
     figure, (sentence,) = compared_figures.label_efficiency(compared.rows(models), models)
     assert "two (untrained encoder)" in sentence and figure is not None
 

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from aevb.errors import InputError
-from experiments import downstream
+from experiments import downstream, numbers
 from experiments.downstream import Labelled
 
 # Said to scikit-learn 1.6 by a SciPy that is newer than it.
@@ -149,10 +149,10 @@ def test_the_standard_error_of_an_auroc_is_that_of_many_draws():
     """Exponential scores, for which the formula is exact, 20 and 60 of a kind; the sd of 1000 draws errs by 2.2 %."""
     rng = np.random.default_rng(0)
     strange = np.arange(80) < 20
-    draws = [downstream.anomaly_auroc(rng.exponential(np.where(strange, 3.0, 1.0)), strange) for _ in range(1000)]
+    draws = [numbers.auroc(rng.exponential(np.where(strange, 3.0, 1.0)), strange) for _ in range(1000)]
     assert np.mean(draws) == pytest.approx(0.75, abs=0.008)  # 3 / (3 + 1)
-    assert downstream.auroc_stderr(0.75, 20, 60) == pytest.approx(np.std(draws), rel=0.08)
-    assert downstream.auroc_stderr(1.0, 20, 60) == 0
+    assert numbers.auroc_stderr(0.75, 20, 60) == pytest.approx(np.std(draws), rel=0.08)
+    assert numbers.auroc_stderr(1.0, 20, 60) == 0
 
 
 def test_k_means_finds_far_blobs_whatever_they_are_called():
@@ -169,9 +169,9 @@ def test_k_means_finds_far_blobs_whatever_they_are_called():
 def test_auroc_by_hand():
     # Of the pairs (one held out, one not), the held-out one is above in 4 of 6 and equal in one.
     scores, held_out = np.array([0.1, 0.5, 0.7, 0.5, 0.9]), np.array([False, False, False, True, True])
-    assert downstream.anomaly_auroc(scores, held_out) == pytest.approx((4 + 0.5) / 6)
-    assert downstream.anomaly_auroc(np.ones(5), held_out) == 0.5
-    assert downstream.anomaly_auroc(-scores, held_out) == pytest.approx(1 - 4.5 / 6)
+    assert numbers.auroc(scores, held_out) == pytest.approx((4 + 0.5) / 6)
+    assert numbers.auroc(np.ones(5), held_out) == 0.5
+    assert numbers.auroc(-scores, held_out) == pytest.approx(1 - 4.5 / 6)
 
 
 def test_a_draw_has_as_many_labels_as_asked_and_as_many_of_each_class():
@@ -252,6 +252,9 @@ def test_equal_codes_are_judged_once_where_there_is_a_cache(tmp_path, monkeypatc
     assert len(judged) == 4
     downstream.table({"a": (train, test)}, labels, test_labels, 4)  # no cache
     assert len(judged) == 5
+    monkeypatch.setattr("sklearn.__version__", "another")  # as another version of this code would
+    downstream.table({"a": (train, test)}, labels, test_labels, 4, str(tmp_path))
+    assert len(judged) == 6
 
 
 def test_a_collapsed_code_is_at_chance_everywhere():
@@ -317,9 +320,9 @@ def test_what_cannot_be_judged_is_refused_by_every_function(train, test, message
             lambda: downstream.held_out_auroc(CODES, np.repeat([0, 1], [9, 3]), CODES, CLASSES),
             "without class 0 there are fewer than 5 training codes",
         ),
-        (lambda: downstream.anomaly_auroc(np.ones(3), np.ones(2, bool)), r"scores have shape \(3,\)"),
-        (lambda: downstream.anomaly_auroc(np.array([1, np.nan]), np.array([True, False])), "1 anomaly scores are not"),
-        (lambda: downstream.anomaly_auroc(np.ones(3), np.ones(3, bool)), "3 of 3 examples are held out"),
+        (lambda: numbers.auroc(np.ones(3), np.ones(2, bool)), r"scores have shape \(3,\)"),
+        (lambda: numbers.auroc(np.array([1, np.nan]), np.array([True, False])), "1 anomaly scores are not"),
+        (lambda: numbers.auroc(np.ones(3), np.ones(3, bool)), "3 of 3 examples are held out"),
     ],
 )
 def test_other_wrong_calls(function, message):

@@ -204,6 +204,9 @@ def test_what_has_no_encoder_or_no_classes_is_refused():
     for overrides, words in ((mcem, "mcem trains no encoder"), (("model.context=label",), "told the label")):
         with pytest.raises(InputError, match=words):
             finetune.class_context(run_of("vae", *small, *overrides))
+    held_out = run_of("linear", "data.held_out_class=3")
+    with pytest.raises(InputError, match="held_out_class is 3, so no example of it is there to learn from"):
+        finetune.class_context(held_out)
     run = linear()
     num_train, num_test = (len(split.examples) for split in (run.dataset.train, run.dataset.test))
     ones = {"train": np.zeros(num_train, np.int32), "test": np.zeros(num_test, np.int32)}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_configs import load, tiny
 
-from aevb import figures, training
+from aevb import data, figures, training
 from aevb.errors import InputError
 from experiments import build, generate, pictures
 from experiments.artist import Artist
@@ -83,6 +83,12 @@ def test_a_label_that_the_model_was_not_told(artist: Artist):
     with pytest.raises(InputError, match="--label is 3, but the model was told nothing of a datapoint"):
         Artist(artist.run, artist.replicated, label=3)
     assert not generate.can_draw(artist.run, "classes")
+
+
+def test_a_line_needs_two_examples(artist: Artist):
+    one = data.head(artist.run.dataset.test, 1)
+    run = dataclasses.replace(artist.run, dataset=dataclasses.replace(artist.run.dataset, test=one))
+    assert generate.can_draw(artist.run, "interpolations") and not generate.can_draw(run, "interpolations")
 
 
 def test_latent_paths(artist: Artist):

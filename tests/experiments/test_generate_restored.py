@@ -216,6 +216,8 @@ def test_what_cannot_be_asked(linear: tuple[Artist, restoration.PCA], some: np.n
     for draw, options, words in (
         (inpaint, {"files": [files["clear"]]}, r"clear\.png is transparent everywhere"),
         (inpaint, {"files": [files["opaque"]]}, r"opaque\.png is transparent nowhere"),
+        (inpaint, {"files": []}, "--files is empty"),
+        (denoise, {"files": []}, "--files is empty"),
         (inpaint, {"share": 1.5}, "the share of the area to mask is 1.5"),
         (denoise, {"files": [files["opaque"]], "noise": "masking"}, "--files are noisy themselves"),
         (denoise, {"noise": "masking", "level": 1.5}, "the level of masking noise is 1.5"),

@@ -118,6 +118,14 @@ def test_pca_of_more_than_there_is_loses_nothing():
     assert mse(train, pca) < 1e-20 and mse(test, pca) < 1e-20
 
 
+def test_pca_of_few_images_is_exact():
+    """With fewer than 10 images a pixel scikit-learn's own choice errs by up to a hundredth of the tail."""
+    rng = np.random.default_rng(1)
+    x = np.float32(rng.normal(size=(700, 600)) * 0.995 ** np.arange(600))
+    tail = np.linalg.eigvalsh(np.cov(np.float64(x), rowvar=False, ddof=0))[:-50].sum() / 600
+    np.testing.assert_allclose(mse(x, restoration.PCA.fit(x, 50, seed=0)), tail, rtol=1e-9)
+
+
 def test_pca_of_large_images_is_near_the_best_and_repeats_itself():
     rng = np.random.default_rng(0)
     x = np.float32(rng.normal(size=(600, 30)) * 0.8 ** np.arange(30) @ rng.normal(size=(30, 1200)))

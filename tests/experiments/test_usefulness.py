@@ -95,6 +95,9 @@ def test_a_class_held_out_of_training_is_found_by_its_errors_and_its_distances(l
     assert set(told["anomalies"]) == set(told["representations"])
     with pytest.raises(InputError, match="held_out_class is 0, and the validation split has none to find"):
         usefulness.check(run, "validation")
+    before = int(np.argmax(labels == 0))
+    with pytest.raises(InputError, match="the test split has none to find"):
+        usefulness.check(run, "test", before)
     assert told["representations"]["pixels"]["num_test"] == (labels != 0).sum()
 
 
@@ -177,6 +180,14 @@ def test_codes_are_judged_where_nothing_was_learned_and_with_classes(linear: bui
     one = dataclasses.replace(linear.dataset.test, labels=0 * linear.dataset.test.labels)
     run = dataclasses.replace(linear, dataset=dataclasses.replace(linear.dataset, test=one))
     with pytest.raises(InputError, match="the test split has 1"):
+        usefulness.check(run, "test")
+    bare = dataclasses.replace(linear.dataset.test, labels=None)
+    run = dataclasses.replace(linear, dataset=dataclasses.replace(linear.dataset, test=bare))
+    with pytest.raises(InputError, match="the test split has 0"):
+        usefulness.check(run, "test")
+    same = dataclasses.replace(linear.dataset.train, examples=0 * linear.dataset.train.examples)
+    run = dataclasses.replace(linear, dataset=dataclasses.replace(linear.dataset, train=same))
+    with pytest.raises(InputError, match="has one value"):
         usefulness.check(run, "test")
 
 

@@ -72,18 +72,17 @@ def test_the_gaussian_likelihood_is_the_squared_error_but_for_constants():
     np.testing.assert_allclose(got.log_likelihood, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("hidden", [(), (8,)], ids=["linear", "one nonlinear hidden layer"])
-def test_a_linear_autoencoder_is_pca(hidden):
+@pytest.mark.parametrize("activation", [None, nn.sigmoid], ids=["linear", "one nonlinear hidden layer"])
+def test_a_linear_autoencoder_is_pca(activation):
     """The loss is the tail of the eigenvalues and the subspace PCA's (Baldi & Hornik, 1989).
 
-    A nonlinear layer before the code of a linear decoder does no better (Bourlard & Kamp, 1988).
+    Sigmoids on the code do no better, and come as near as they are linear (Bourlard & Kamp, 1988).
     """
     model = models.vae(
         (SIZE,),
         CODE,
-        network=functools.partial(MLP, hidden=hidden),
-        decoder_network=functools.partial(MLP, hidden=()),
-        posterior=models.PointMass(),
+        network=functools.partial(MLP, hidden=()),
+        posterior=models.PointMass(activation),
         likelihood=models.Gaussian(scale=SCALE),
     )
     params, metrics = trained(model, lambda key: batch_of(XS), 4000, 0.03)
@@ -92,8 +91,8 @@ def test_a_linear_autoencoder_is_pca(hidden):
     np.testing.assert_allclose(tail, np.linalg.eigvalsh(np.cov(XS.T, ddof=0))[:-CODE].sum(), rtol=1e-6)
     error = float(metrics["squared_error"][-1])
     assert error > tail * (1 - 1e-5)
-    if not hidden:
-        assert error < tail * (1 + 1e-4)
+    assert error < tail * (1 + (1e-4 if activation is None else 0.05))
+    if activation is None:
         kernel = np.asarray(params["decoder"]["output"]["kernel"])
         assert np.degrees(subspace_angles(kernel.T, pca.components_.T)).max() < 0.5
 

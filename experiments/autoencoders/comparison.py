@@ -14,7 +14,14 @@ from etils import epath
 from aevb.errors import InputError
 from experiments import cli, side_by_side, workdir
 
-CONV = ("model.network=conv", "model.channels=(32, 64)")
+# What is left of an image at 30 % masked convolutions fill in from next to it, and their codes stay local.
+CONV = (
+    "model.network=conv",
+    "model.channels=(32, 64)",
+    "data.corruption_level=0.75",
+    "optimizer.warmup_steps=500",
+    "train.num_epochs=10",
+)
 # A config, and what a run changes in it. Codes have 30 elements where nothing else is said.
 RUNS = {
     "linear": ("linear.py:mnist", ()),

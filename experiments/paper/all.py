@@ -20,7 +20,7 @@ from aevb.errors import InputError
 from experiments import build, cli, evaluate, settings
 from experiments.benchmarks.paper_speed import calls
 from experiments.paper import fig2, fig3, fig4, fig5, full_vb, runs
-from experiments.train import evaluation_due
+from experiments.progress import evaluation_due
 
 FIGURES = {"fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5, "full_vb": full_vb}
 # Training points of every run, at most: a figure's own number where that is smaller.

@@ -11,7 +11,7 @@ from scipy import linalg
 
 from aevb import data
 from aevb.errors import InputError
-from experiments import checks, settings, side_by_side, train
+from experiments import checks, progress, settings, side_by_side
 from experiments.textbook import beta, likelihoods, photos, sample_quality
 
 
@@ -139,5 +139,5 @@ def test_only_the_same_run_need_not_be_made_again(tmp_path, changed, alike):
 def test_models_are_chosen_by_the_bound_that_is_trained():
     rows = [{"split": "validation", "elbo": -3.0, "iwae_bound": -2.0}, {"split": "train", "elbo": 0.0}]
     rows += [{"split": "validation", "elbo": -2.5, "iwae_bound": -2.2}]
-    assert train.validation_scores(rows) == [-2.0, -2.2]
-    assert train.validation_scores([{"split": "validation", "elbo": -1.0}]) == [-1.0]
+    assert progress.validation_scores(rows) == [-2.0, -2.2]
+    assert progress.validation_scores([{"split": "validation", "elbo": -1.0}]) == [-1.0]

@@ -24,7 +24,7 @@ from test_evaluate import flip_a_bit
 
 from aevb.checkpoints import Checkpoints
 from aevb.errors import NonFiniteError
-from experiments import build, train, workdir
+from experiments import build, progress, workdir
 
 FIGURES = ["interpolations", "kl_per_dim", "latents", "learning_curves", "manifold"] + [
     "reconstructions", "samples", "traversals",
@@ -227,7 +227,7 @@ def test_not_finite(command, tmp_path: pathlib.Path):
 
 
 def test_row_that_is_not_finite(tmp_path: pathlib.Path):
-    journal = train.Journal(epath.Path(tmp_path), [], 10, 0)
+    journal = progress.Journal(epath.Path(tmp_path), [], 10, 0)
     with pytest.raises(NonFiniteError, match="step 5 has elbo nan"):
         journal.add({"step": 5, "split": "validation", "elbo": float("nan"), "kl": 1.0})
     journal.close()

@@ -23,6 +23,7 @@ __all__ = [
     "learners",
     "models",
     "networks",
+    "processes",
     "training",
 ]
 

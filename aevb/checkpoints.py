@@ -3,6 +3,9 @@
 Orbax writes a step into a temporary folder and renames it when it is whole, so a killed process leaves the last whole
 step. It does not notice a bit that flips afterwards; so a manifest with the SHA-256 of each file goes into the folder
 before the rename, and is checked before anything is read back.
+
+Of several processes, which all hold the same state, all take part in a save and the first one writes it: Orbax saves
+what every process could write, and so wants arrays that it knows to be the same everywhere.
 """
 
 import hashlib
@@ -10,8 +13,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from aevb import processes
 from aevb.errors import InputError
 
 MANIFEST = "sha256.json"
@@ -40,6 +47,8 @@ class Checkpoints:
                 max_to_keep=keep,
                 create=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+                # Those of two folders that save the same step must not wait for each other.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.folder.name),
             ),
         )
 
@@ -57,7 +66,7 @@ class Checkpoints:
             self._saving = step
             with _DiskErrors(self.folder):
                 self._sweep()
-                if not self._manager.save(step, args=self._ocp.args.StandardSave(state)):
+                if not self._manager.save(step, args=self._ocp.args.StandardSave(_of_all(state))):
                     raise ValueError(f"step {step} is not saved: {self.folder} has step {self._manager.latest_step()}")
 
     def forget_after(self, step: int) -> None:
@@ -94,23 +103,30 @@ class Checkpoints:
           InputError: there are checkpoints, and none of them is whole; or the save under way could not be written.
         """
         self.wait()  # Orbax lists a step from the moment its save starts
-        passed_over = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            damage = self._damage(step)
-            if damage is None:
-                state = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
-                return state, step, passed_over
-            passed_over.append(f"checkpoint {self.folder / str(step)} is damaged ({damage})")
+        step, passed_over = processes.told_by_first(self._newest_whole)
+        if step is not None:
+            state = self._manager.restore(step, args=self._ocp.args.StandardRestore(_of_all(target)))
+            return _ours(state), step, passed_over
         if passed_over:
             raise InputError(f"{'; '.join(passed_over)}: no whole checkpoint is left here, copy one back or train anew")
         return None
 
+    def _newest_whole(self) -> tuple[int | None, list[str]]:
+        """The newest step that is not damaged, and a sentence for each newer one."""
+        passed_over = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            damage = self._damage(step)
+            if damage is None:
+                return step, passed_over
+            passed_over.append(f"checkpoint {self.folder / str(step)} is damaged ({damage})")
+        return None, passed_over
+
     def _sweep(self) -> None:
         """Remove what a killed process left of its unfinished saves, once."""
-        if not self._swept:
+        if not self._swept and processes.is_first():
             for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 path.rmtree()
-            self._swept = True
+        self._swept = True
 
     def _write_manifest(self) -> None:
         """Hash the files of the step under way; Orbax calls this before it renames the folder to its final name."""
@@ -151,6 +167,27 @@ class _DiskErrors:
                 f"a checkpoint cannot be written to {self._folder} ({reason}): make room or set another --workdir, "
                 "and run the same command again"
             ) from error
+
+
+def _of_all(state: Any) -> Any:
+    """Arrays of this process as arrays of all processes, equal in each."""
+    if jax.process_count() == 1:
+        return state
+    one_of_each = [jax.local_devices(process_index=index)[0] for index in range(jax.process_count())]
+    everywhere = NamedSharding(Mesh(np.asarray(one_of_each), ("process",)), PartitionSpec())
+
+    def shared(leaf: jax.Array) -> jax.Array:
+        here = jax.device_put(leaf, jax.local_devices()[0])
+        return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, [here])
+
+    return jax.tree.map(shared, state)
+
+
+def _ours(state: Any) -> Any:
+    """The copy of this process of arrays of all processes."""
+    if jax.process_count() == 1:
+        return state
+    return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, state)
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:

@@ -27,19 +27,33 @@ def run(main: Callable[[list[str]], None]) -> None:
         logging.set_verbosity(logging.ERROR)
         try:
             main(argv[1:])
-        except InputError as error:
-            fail(str(error), WRONG_CALL)
-        except (NonFiniteError, SamplingError) as error:
-            fail(str(error), NON_FINITE)
-        except OSError as error:
-            # No space, no permission, a folder where a file should be: the system's words name path and reason.
-            what = error.filename or "a file"
-            fail(
-                f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat",
-                WRONG_CALL,
-            )
+        except Exception as error:
+            told = explained(error)
+            if told is None:
+                raise
+            fail(*told)
 
     app.run(guarded, flags_parser=_parse)
+
+
+class Stopped(Exception):
+    """The run was stopped by a signal, with everything saved; the message says by which, and where it goes on."""
+
+
+def explained(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit code of what the caller can mend or wait for; None of a bug."""
+    if isinstance(error, InputError):
+        return str(error), WRONG_CALL
+    if isinstance(error, NonFiniteError | SamplingError):
+        return str(error), NON_FINITE
+    if isinstance(error, Stopped):
+        return str(error), PREEMPTED
+    if isinstance(error, OSError):
+        # No space, no permission, a folder where a file should be: the system's words name path and reason.
+        what = error.filename or "a file"
+        sentence = f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat"
+        return sentence, WRONG_CALL
+    return None
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -84,30 +98,41 @@ def fail(sentence: str, code: int) -> NoReturn:
 
     What libraries say while the interpreter comes down (of reads that failed, of threads) would bury the sentence.
     """
-    print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+    say(sentence)
     sys.stdout.flush()
-    _leave(code)
+    leave(code)
 
 
-def _leave(code: int) -> NoReturn:
+def say(sentence: str) -> None:
+    """Print a sentence on one line of stderr."""
+    print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+
+
+def leave(code: int) -> NoReturn:
     """Exit without coming down gently, but leave no worker process behind."""
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)
 
 
-def leave_on_signal() -> None:
+def leave_on_signal(fail: Callable[[str, int], NoReturn] | None = None) -> None:
     """From now on SIGTERM or Ctrl-C ends the process at once: every file is written whole or not at all.
 
     Raising in a handler would not do: what runs at that moment may swallow the exception.
+
+    Args:
+      fail: how to end it, given a sentence and the exit code; by itself alone unless given.
     """
 
-    def leave(signum: int, frame: FrameType | None) -> None:
-        os.write(2, f"stopped by {signal.Signals(signum).name}: run the same command to go on\n".encode())
-        _leave(PREEMPTED)
+    def stop(signum: int, frame: FrameType | None) -> None:
+        sentence = f"stopped by {signal.Signals(signum).name}: run the same command to go on"
+        if fail is not None:
+            fail(sentence, PREEMPTED)
+        os.write(2, f"{sentence}\n".encode())
+        leave(PREEMPTED)
 
     for signum in STOPS:
-        signal.signal(signum, leave)
+        signal.signal(signum, stop)
 
 
 class Preemption:

@@ -17,7 +17,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from aevb import bounds, data, models, training
+from aevb import bounds, data, models, processes, training
 from aevb.data import Datapoint
 from aevb.errors import InputError
 from aevb.inference.annealed_importance import NUM_TEMPERATURES, AISEstimate, annealed_importance_estimate
@@ -169,7 +169,7 @@ def evaluate(
         total=math.ceil(len(split.examples) / run.eval_batch_size),
         desc=f"{num_samples} {words}",
         unit="batch",
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() and processes.is_first()),
     )
     each = training.collect(batches)
     chains = {}

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from aevb import training
+from aevb import processes, training
 from aevb.checkpoints import Checkpoints
 from aevb.errors import InputError, NonFiniteError
 from experiments import checkpointed, numbers, workdir
@@ -23,7 +23,10 @@ SHOWN |= {"masked_error": ".5f"}
 
 @dataclasses.dataclass
 class Journal:
-    """What a run has told so far: the rows of metrics.jsonl, in the file, on TensorBoard and on the terminal."""
+    """What a run has told so far: the rows of metrics.jsonl, in the file, on TensorBoard and on the terminal.
+
+    Of several processes all keep the rows, and the first one tells them.
+    """
 
     folder: epath.Path
     rows: list[dict[str, Any]]
@@ -33,8 +36,10 @@ class Journal:
     def __post_init__(self) -> None:
         from tensorboardX import SummaryWriter
 
+        self.board = self.bar = None
+        if not processes.is_first():
+            return
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
-        self.bar = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=self.num_steps, initial=self.step, unit="step", dynamic_ncols=True)
 
@@ -47,6 +52,8 @@ class Journal:
                 "good checkpoint; lower the learning rate, clip the gradient, or look at the data"
             )
         self.rows.append(row)
+        if not processes.is_first():
+            return
         workdir.append_metrics(self.folder, row)
         for name, value in row.items():
             if name not in ("step", "split"):
@@ -62,10 +69,14 @@ class Journal:
                 self.bar.set_postfix_str(f"{first}{rate}")
             self.bar.update(row["step"] - self.bar.n)
 
+    def flush(self) -> None:
+        if self.board is not None:
+            self.board.flush()
+
     def close(self) -> None:
-        self.board.close()
-        if self.bar is not None:
-            self.bar.close()
+        for told in (self.board, self.bar):
+            if told is not None:
+                told.close()
 
 
 def save(checkpoints: Checkpoints, step: int, replicated: Any) -> None:
@@ -83,7 +94,7 @@ def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -
         restored = checkpointed.restore_state(run, best)
         if restored is None:
             raise
-        print(f"{error}; going on from the best one, step {restored[1]}", file=sys.stderr, flush=True)
+        checkpointed.warn(f"{error}; going on from the best one, step {restored[1]}")
         last.forget_after(-1)
         last.save(restored[1], restored[0])
     state, step = restored or (run.init_state(), 0)
@@ -98,8 +109,13 @@ def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -
 
 def open_journal(run: Run, folder: epath.Path, step: int) -> Journal:
     """The journal of a run that goes on from a step; what was told after that step is told again."""
-    rows = [row for row in workdir.read_metrics(folder) if row["step"] <= step]
-    workdir.write_metrics(folder, rows)
+
+    def told_until_then() -> list[dict[str, Any]]:
+        rows = [row for row in workdir.read_metrics(folder) if row["step"] <= step]
+        workdir.write_metrics(folder, rows)
+        return rows
+
+    rows = processes.told_by_first(told_until_then)
     return Journal(folder, rows, run.num_steps, step)
 
 

@@ -1,6 +1,8 @@
 """Train a model from a config; running the same command again resumes it, or says that it is finished.
 
 python -m experiments.train --config=experiments/configs/vae.py --workdir=runs/digits
+
+With --distributed in each of several processes, on one host or many, they make one run, in a folder that all see.
 """
 
 import time
@@ -13,9 +15,11 @@ if __name__ == "__main__":
     cli.leave_on_signal()  # also in the middle of the imports, which take seconds
 
 import contextlib  # noqa: E402
+import json  # noqa: E402
 import math  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
+import zlib  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -24,10 +28,10 @@ import numpy as np  # noqa: E402
 from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
 
-from aevb import training  # noqa: E402
+from aevb import processes, training  # noqa: E402
 from aevb.checkpoints import Checkpoints  # noqa: E402
 from aevb.errors import InputError  # noqa: E402
-from experiments import build, checkpointed, evaluate, progress, settings, summary, workdir  # noqa: E402
+from experiments import build, checkpointed, distributed, evaluate, progress, settings, summary, workdir  # noqa: E402
 from experiments.build import Run  # noqa: E402
 
 # Keys that may change between two starts of one run: where the data lies, what is looked at, how long it goes on.
@@ -42,6 +46,7 @@ WATCHING = {
 # These, too, unless it is the evaluations that tell a run when to stop.
 PACE = {"train.log_every_steps", "train.eval_every_steps", "train.eval_growth"}
 LENGTHENING = "train.num_epochs"
+JOINING = ("distributed", "coordinator", "num_processes", "process_id")
 
 
 def check_workdir(folder: epath.Path, run: Run) -> None:
@@ -64,13 +69,38 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
         raise InputError(f"{folder} is a file: choose another --workdir")
     elif folder.exists() and any(not path.name.startswith(".config.json.") for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run: choose another --workdir")
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     if run.batch_size % devices:
         raise InputError(
             f"config.train.batch_size is {run.batch_size}, which does not divide over {devices} devices: "
             f"set it to a multiple of {devices}"
         )
     _check_room(folder, run)
+
+
+def check_alike(run: Run) -> None:
+    """See that all processes have the same config, examples and versions: else they would train on in silence.
+
+    Raises:
+      InputError: one has others than process 0.
+    """
+    config = settings.flatten(run.config.to_dict())
+    del config["data.dir"]  # each host has its data where it has them
+    facts = {"config": config, "versions": workdir.versions()}
+    for name in build.SPLITS:
+        examples = getattr(run.dataset, name).examples
+        ends = [np.asarray(examples[place]).tobytes() for place in (0, -1)] if len(examples) else []
+        facts[f"{name} examples"] = [len(examples), *map(zlib.crc32, ends)]
+    facts = json.loads(json.dumps(facts))
+    first = processes.told_by_first(lambda: facts)
+    differ = [name for name in facts if facts[name] != first[name]]
+    others = [str(index) for index, vote in enumerate(processes.votes(bool(differ))) if vote]
+    if others:
+        what = f" ({', '.join(differ)})" if differ else ""
+        raise InputError(
+            f"process {' and '.join(others)} has another config, other data or other versions of the libraries than "
+            f"process 0{what}: make them the same"
+        )
 
 
 def _check_room(folder: epath.Path, run: Run) -> None:
@@ -131,16 +161,17 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
                 ):
                     progress.save(best, step, replicated)
             ended = at_end or progress.stopped_early(run, journal.rows)
-            if ended or preemption.requested or step % keys.checkpoint_every_steps == 0:
+            stopped = any(processes.votes(bool(preemption.requested)))
+            if ended or stopped or step % keys.checkpoint_every_steps == 0:
                 best.wait()  # a run that goes on from here must find the best one up to here
-                journal.board.flush()
+                journal.flush()
                 progress.save(last, step, replicated)
-            if ended or preemption.requested:
+            if ended or stopped:
                 break
             started = time.perf_counter()
-    if preemption.requested:
-        stopped = f"stopped by {preemption.requested} at step {step}"
-        cli.fail(f"{stopped}, saved: run the same command to go on", cli.PREEMPTED)
+    if any(processes.votes(bool(preemption.requested))):
+        by = preemption.requested or "a signal to another process"
+        raise cli.Stopped(f"stopped by {by} at step {step}, saved: run the same command to go on")
     return replicated, journal.rows, first_step_seconds
 
 
@@ -170,18 +201,27 @@ def describe(run: Run) -> str:
     return (
         f"{run.dataset.name}: {counts} examples of {shape}, binarization {run.facts['binarization']}, "
         f"likelihood {run.facts['likelihood']}; {size:,} parameters, {run.num_steps:,} steps on "
-        f"{jax.local_device_count()} {jax.default_backend()} device(s)"
+        f"{jax.device_count()} {jax.default_backend()} device(s)"
+        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
     )
 
 
 @contextlib.contextmanager
 def opened(run: Run, folder: epath.Path) -> Iterator[None]:
-    """The folder of a run, made if it is not there, held for this process, and with the run's config in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with workdir.claim(folder):
-        print(f"{folder}: {describe(run)}", flush=True)
-        workdir.sweep(folder)
-        workdir.write_json(folder / "config.json", run.config.to_dict())
+    """The folder of a run, made if it is not there, held for this process, and with the run's config in it.
+
+    Of several processes the first holds it for all.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(workdir.claim(folder))
+            print(f"{folder}: {describe(run)}", flush=True)
+            workdir.sweep(folder)
+            workdir.write_json(folder / "config.json", run.config.to_dict())
+
+        processes.told_by_first(claim)
         yield
 
 
@@ -196,14 +236,17 @@ def main(argv: list[str]) -> None:
     cli.refuse([argument for argument in argv if argument not in overrides])
     path = cli.required("config", "experiments/configs/vae.py")
     folder = epath.Path(cli.required("workdir", "runs/digits"))
-    run = build.build(settings.load(path, overrides))
-    check_workdir(folder, run)
-    if end := finished(run, folder):
-        print(end)
-        return
-    with opened(run, folder):
-        (folder / "summary.json").unlink(missing_ok=True)  # of a shorter run that now goes on
-        summary.finish(run, folder, *train(run, folder), started=_STARTED, command=command(path, overrides, folder))
+    with distributed.joined(*(flags.FLAGS[name].value for name in JOINING)):
+        run = build.build(settings.load(path, overrides))
+        if jax.process_count() > 1:
+            check_alike(run)
+        processes.told_by_first(lambda: check_workdir(folder, run))
+        if end := processes.told_by_first(lambda: finished(run, folder)):
+            print(end)
+            return
+        with opened(run, folder):
+            workdir.remove(folder / "summary.json")  # of a shorter run that now goes on
+            summary.finish(run, folder, *train(run, folder), started=_STARTED, command=command(path, overrides, folder))
 
 
 if __name__ == "__main__":
@@ -211,4 +254,8 @@ if __name__ == "__main__":
         "config", None, "A file of experiments/configs, with :DATASET; --config.KEY=VALUE changes a key."
     )
     flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
+    flags.DEFINE_bool("distributed", False, "Be one of several processes that make one run, on one host or many.")
+    flags.DEFINE_string("coordinator", None, "Of --distributed: HOST:PORT of process 0, where JAX does not find it.")
+    flags.DEFINE_integer("num_processes", None, "Of --distributed: how many processes make the run.")
+    flags.DEFINE_integer("process_id", None, "Of --distributed: which of them this one is, from 0.")
     cli.run(main)

@@ -1,4 +1,7 @@
-"""The files of a run: written whole or not at all, read back by evaluate, generate and report."""
+"""The files of a run: written whole or not at all, read back by evaluate, generate and report.
+
+Of a run over several processes the first one writes; where the others come to the same lines, nothing happens.
+"""
 
 import contextlib
 import csv
@@ -18,6 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import aevb
+from aevb import processes
 from aevb.errors import InputError
 from experiments.configs import base
 from experiments.settings import conform, flatten
@@ -27,6 +31,8 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "n
 
 def _write(path: epath.Path, write: Callable[[epath.Path], object]) -> None:
     """Write a file under another name and rename it, so that a reader sees the old content or the new."""
+    if not processes.is_first():
+        return
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         write(temporary)
@@ -138,8 +144,15 @@ def write_metrics(workdir: epath.Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def append_metrics(workdir: epath.Path, row: dict[str, Any]) -> None:
     """Add one row to metrics.jsonl."""
-    with (workdir / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+    if processes.is_first():
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def remove(path: epath.Path) -> None:
+    """Remove a file, if it is there."""
+    if processes.is_first():
+        path.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -160,6 +173,7 @@ def hardware() -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind,
         "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",

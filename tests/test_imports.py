@@ -14,15 +14,16 @@ ROOT = Path(aevb.__file__).parent
 BELOW = {
     "__init__": set(),
     "errors": set(),
+    "processes": set(),
     "networks": set(),
     "bounds": set(),
-    "data": set(),
-    "checkpoints": set(),
+    "data": {"processes"},
+    "checkpoints": {"processes"},
     "figures": set(),
     "models": {"networks", "bounds"},
     "learners": {"inference", "models", "networks", "bounds", "data"},
     "inference": {"models", "networks", "bounds"},
-    "training": {"learners", "inference", "models", "networks", "bounds", "data"},
+    "training": {"learners", "inference", "models", "networks", "bounds", "data", "processes"},
 }
 FORBIDDEN = {"absl", "ml_collections", "experiments", "launch"}
 

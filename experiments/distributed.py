@@ -1,0 +1,347 @@
+"""One run over several processes: they come together, and however one of them ends, all end, soon, with an exit code.
+
+JAX's runtime joins the processes; it also aborts them, in its own time and words, once it has lost one. So each process
+beats every second into the key-value store of the coordinator, which is process 0, and listens to the others. One that
+is not heard of (killed, stopped, cut off) or says that it failed takes the others with it; process 0 says why, once.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import jax
+
+from aevb import processes
+from aevb.errors import InputError
+from experiments import cli
+
+START_SECONDS = 120  # for all processes to come together
+SILENT_SECONDS = 15  # without a beat a process is gone
+SILENT_AFTER_ERROR = 5  # the same, once something failed in this process, as it does when another one dies
+BEAT_SECONDS = 1.0
+GRACE_SECONDS = 3  # for a process to fail of what another one failed of, in its own words
+FAREWELL_SECONDS = 6  # process 0 stays, since with it the coordinator goes, and JAX aborts who is left
+KEYS = "aevb/"
+GONE = "start all processes again with the same command to go on from the last checkpoint"
+
+
+@contextlib.contextmanager
+def joined(
+    distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Iterator[None]:
+    """Make this process one of a run over several; nothing where that is not asked for.
+
+    Inside, only process 0 prints. An exception in here does not come out: it ends this process and all others.
+
+    Args:
+      distributed: whether to. Without the three others JAX finds them: of Cloud TPU, Slurm, MPI, Kubernetes.
+      coordinator: HOST:PORT, of process 0.
+      num_processes: of the whole run.
+      process_id: of this one, from 0.
+
+    Raises:
+      InputError: the arguments contradict each other, or the processes do not come together.
+    """
+    _check(distributed, coordinator, num_processes, process_id)
+    if not distributed:
+        if jax.process_count() > 1:  # a TPU's runtime knows of its other hosts by itself
+            raise InputError(f"this is one of {jax.process_count()} processes of a run: add --distributed")
+        yield
+        return
+    aborted = _Aborted()
+    _initialize(aborted, coordinator, num_processes, process_id)
+    others = _Others()
+    aborted.explain = others.explain_abort
+    cli.leave_on_signal(others.fail)
+    with contextlib.ExitStack() as stack:
+        if not processes.is_first():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            _check_devices()
+            yield
+        except Exception as error:
+            others.fail_of(error)
+        others.finish()
+    cli.leave_on_signal()
+
+
+def _check(distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Refuse flags that contradict each other."""
+    by_hand = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    given = [f"--{name}" for name, value in by_hand.items() if value is not None]
+    missing = [f"--{name}" for name, value in by_hand.items() if value is None]
+    if given and not distributed:
+        raise InputError(f"{' and '.join(given)} without --distributed: add it, or leave them out")
+    if given and missing:
+        raise InputError(
+            f"{' and '.join(given)} without {' and '.join(missing)}: give all three, or none where JAX finds them "
+            "(Cloud TPU, Slurm, MPI, Kubernetes)"
+        )
+    if not given:
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError(f"--coordinator is {coordinator!r}: give HOST:PORT, where process 0 is and a port free there")
+    if num_processes < 1:
+        raise InputError(f"--num_processes is {num_processes}: it must be at least 1")
+    if not 0 <= process_id < num_processes:
+        raise InputError(
+            f"--process_id is {process_id}: with --num_processes={num_processes} it must be from 0 to "
+            f"{num_processes - 1}, another one in each process"
+        )
+    if process_id == 0:
+        _check_port(int(port))
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that the coordinator, which listens on every address, could not have."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+    except OSError as error:
+        raise InputError(
+            f"--coordinator has port {port}, which cannot be listened on here ({error.strerror}): choose another one"
+        ) from None
+
+
+def _initialize(
+    aborted: "_Aborted", coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Call `jax.distributed.initialize`, in a thread, since signals are not heard while it waits.
+
+    Raises:
+      InputError: nothing tells which processes there are.
+    """
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `cli.Preemption`
+    failed = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                initialization_timeout=START_SECONDS,
+                heartbeat_timeout_seconds=4 * SILENT_SECONDS,  # ours comes first
+                shutdown_timeout_seconds=SILENT_SECONDS,
+            )
+            jax.devices()
+        except Exception as error:
+            failed.append(error)
+
+    who = "the processes of this run" if num_processes is None else f"the {num_processes} processes of this run"
+    where = coordinator or "their coordinator"
+    sentence = (
+        f"{who} did not come together at {where} within {START_SECONDS} s: see that each is started, with the same "
+        "--coordinator and --num_processes, and can reach it"
+    )
+    with _native_words_kept() as stderr:
+        aborted.explain = lambda: (sentence, cli.WRONG_CALL)
+        aborted.stderr = stderr
+        thread = threading.Thread(target=initialize, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+        aborted.stderr = 2
+    if failed and coordinator is not None:
+        raise failed[0]
+    if failed:
+        words = " ".join(str(failed[0]).split())[:300]
+        raise InputError(
+            f"--distributed finds no processes to join ({words}): start it where JAX finds them (Cloud TPU, Slurm, "
+            "MPI, Kubernetes), or give --coordinator=HOST:PORT, --num_processes and --process_id"
+        ) from failed[0]
+
+
+@contextlib.contextmanager
+def _native_words_kept() -> Iterator[int]:
+    """Keep what is written to stderr out of sight; yields a descriptor that still leads there."""
+    with tempfile.TemporaryFile() as kept:
+        stderr = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield stderr
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _check_devices() -> None:
+    """Refuse processes with unequal numbers of devices: a batch is split over the processes in equal parts."""
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"process {index} has {counts[index]}" for index in sorted(counts))
+        raise InputError(f"the processes have unequal numbers of devices ({told}): give each as many")
+
+
+class _Aborted:
+    """What is said and done when JAX's runtime aborts this process, which is how it answers a lost coordinator.
+
+    Nothing of Python hears of SIGABRT in time, so the handler is C's, and Python is called from it.
+    """
+
+    def __init__(self) -> None:
+        self.explain: Callable[[], tuple[str, int] | None] = lambda: None
+        self.stderr = 2
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._handle)
+        install = ctypes.CDLL(None).signal
+        install.restype = ctypes.c_void_p
+        install(int(signal.SIGABRT), self._handler)
+
+    def _handle(self, signum: int) -> None:
+        explained = self.explain()
+        if explained is not None:  # else it is a crash of this process' own, and stays one
+            os.write(self.stderr, f"{explained[0]}\n".encode())
+            cli.leave(explained[1])
+
+
+class _Others:
+    """The other processes of the run: heard of every second, and left together with."""
+
+    def __init__(self) -> None:
+        # Not public, and not likely to go: Orbax reads it in the same words.
+        from jax._src import distributed
+
+        self._client = distributed.global_state.client
+        self._address = distributed.global_state.coordinator_address
+        self._index, self._count = processes.part()
+        self._heard = {index: time.monotonic() for index in range(self._count) if index != self._index}
+        self._beats: dict[int, str] = {}
+        self._left: dict[int, tuple[str, int, float]] = {}
+        self._leaving, self._leaver = threading.Lock(), None
+        self._done = threading.Event()
+        for run in (self._exchange, self._judge):
+            threading.Thread(target=run, daemon=True).start()
+
+    def fail(self, sentence: str, code: int) -> NoReturn:
+        """End this process, and thereby all of them, with a sentence that process 0 says and an exit code."""
+        if not self._leaving.acquire(blocking=False):
+            if self._leaver is threading.current_thread():
+                return  # a signal while leaving: go on with that
+            threading.Event().wait()
+        self._leaver = threading.current_thread()
+        told = self._tell(sentence, code)
+        if self._index == 0:
+            cli.say(sentence)
+            self._wait_for_others()
+        elif not told:
+            cli.say(f"process {self._index}: {sentence}")
+        sys.stdout.flush()
+        cli.leave(code)
+
+    def fail_of(self, error: Exception) -> NoReturn:
+        """End all processes because of an exception in this one, or of the process whose end it came from."""
+        explained = cli.explained(error)
+        lost = None if isinstance(error, cli.Stopped) else self._lost()
+        if lost is not None:
+            self.fail(self._gone(lost), cli.PREEMPTED)
+        if explained is None:
+            traceback.print_exception(error)
+            explained = "it failed, for the reason above in its own output: mend it, and repeat", 1
+        self.fail(*explained)
+
+    def finish(self) -> None:
+        """Let go of the others, once all have come to the end."""
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("the end of the run")
+        self._done.set()
+        jax.distributed.shutdown()
+
+    def explain_abort(self) -> tuple[str, int] | None:
+        """What an abort means: that the coordinator is gone, or nothing that is known."""
+        host, _, port = self._address.rpartition(":")
+        if self._index == 0 or self._done.is_set():
+            return None
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        except OSError:
+            return self._gone(0), cli.PREEMPTED
+        return None
+
+    def _gone(self, index: int) -> str:
+        return f"process {index} of {self._count} is gone, or stands still: {GONE}"
+
+    def _exchange(self) -> None:
+        """Beat, and listen to the others."""
+        for beat in itertools.count():
+            try:
+                self._client.key_value_set(f"{KEYS}beat/{self._index}", str(beat), allow_overwrite=True)
+                told = self._client.key_value_dir_get(KEYS)
+            except jax.errors.JaxRuntimeError:
+                told = []  # who cannot be reached is not heard of, and judged by that
+            for key, value in told:
+                self._hear(*key.split("/")[-2:], value)
+            if self._done.wait(BEAT_SECONDS):
+                return
+
+    def _hear(self, kind: str, index: str, value: str) -> None:
+        now, index = time.monotonic(), int(index)
+        if index == self._index:
+            return
+        if kind == "beat" and self._beats.get(index) != value:
+            self._beats[index], self._heard[index] = value, now
+        if kind == "left" and index not in self._left:
+            self._left[index] = (*json.loads(value), now)
+
+    def _judge(self) -> None:
+        """Leave when another process has left, or is not heard of."""
+        looked = time.monotonic()
+        while not self._done.wait(BEAT_SECONDS / 2):
+            now = time.monotonic()
+            if now - looked > SILENT_AFTER_ERROR:  # it was this process that stood still
+                self._heard = dict.fromkeys(self._heard, now)
+            looked = now
+            for index, (sentence, code, at) in sorted(self._left.items()):
+                if now - at > GRACE_SECONDS:
+                    self.fail(f"process {index}: {sentence}", code)
+            silent = self._silent(SILENT_SECONDS)
+            if silent:
+                self.fail(self._gone(silent[0]), cli.PREEMPTED)
+
+    def _silent(self, seconds: float, since: float = 0.0) -> list[int]:
+        """Who was not heard of for so long, of those who have not left."""
+        now = time.monotonic()
+        return [
+            index for index, at in self._heard.items() if now - max(at, since) > seconds and index not in self._left
+        ]
+
+    def _lost(self) -> int | None:
+        """Who is gone, as far as can be told within seconds; None once every other process was heard of."""
+        start = time.monotonic()
+        while any(at <= start and index not in self._left for index, at in self._heard.items()):
+            silent = self._silent(SILENT_AFTER_ERROR, start)
+            if silent:
+                return silent[0]
+            time.sleep(0.1)
+        return None
+
+    def _tell(self, sentence: str, code: int) -> bool:
+        """Tell the others that this process leaves; whether it could be told."""
+        told = threading.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set(f"{KEYS}left/{self._index}", json.dumps([sentence, code]))
+                told.set()
+
+        threading.Thread(target=tell, daemon=True).start()
+        return told.wait(2)
+
+    def _wait_for_others(self) -> None:
+        """Stay until all others have left or are silent, for so long at most."""
+        end = time.monotonic() + FAREWELL_SECONDS
+        while time.monotonic() < end and len(self._left) + len(self._silent(GRACE_SECONDS)) < len(self._heard):
+            time.sleep(0.1)

@@ -128,6 +128,8 @@ def _initialize(
     failed = []
 
     def initialize() -> None:
+        from jax.experimental import multihost_utils
+
         try:
             jax.distributed.initialize(
                 coordinator,
@@ -137,7 +139,7 @@ def _initialize(
                 heartbeat_timeout_seconds=4 * SILENT_SECONDS,  # ours comes first
                 shutdown_timeout_seconds=SILENT_SECONDS,
             )
-            jax.devices()
+            multihost_utils.sync_global_devices("the start of the run")
         except Exception as error:
             failed.append(error)
 
@@ -155,10 +157,12 @@ def _initialize(
         while thread.is_alive():
             thread.join(0.1)
         aborted.stderr = 2
-    if failed and coordinator is not None:
-        raise failed[0]
+    words = " ".join(str(failed[0]).split())[:300] if failed else ""
+    if failed and (coordinator is not None or jax.distributed.is_initialized()):
+        raise InputError(
+            f"{who} met, but cannot work together ({words}): see that all hosts can reach each other on every port"
+        ) from failed[0]
     if failed:
-        words = " ".join(str(failed[0]).split())[:300]
         raise InputError(
             f"--distributed finds no processes to join ({words}): start it where JAX finds them (Cloud TPU, Slurm, "
             "MPI, Kubernetes), or give --coordinator=HOST:PORT, --num_processes and --process_id"
@@ -167,15 +171,17 @@ def _initialize(
 
 @contextlib.contextmanager
 def _native_words_kept() -> Iterator[int]:
-    """Keep what is written to stderr out of sight; yields a descriptor that still leads there."""
+    """Keep what libraries write to stdout and stderr out of sight; yields a descriptor that still leads to stderr."""
     with tempfile.TemporaryFile() as kept:
-        stderr = os.dup(2)
-        os.dup2(kept.fileno(), 2)
+        before = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+        for descriptor in before:
+            os.dup2(kept.fileno(), descriptor)
         try:
-            yield stderr
+            yield before[2]
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            for descriptor, copy in before.items():
+                os.dup2(copy, descriptor)
+                os.close(copy)
 
 
 def _check_devices() -> None:

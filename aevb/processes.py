@@ -35,6 +35,25 @@ def all_devices() -> list[Any]:
     return [device for index in range(jax.process_count()) for device in jax.local_devices(process_index=index)]
 
 
+def meet() -> None:
+    """Connect all devices, in the groups that later talk: all of them, and one of each process.
+
+    On a CPU the members of a group must come to their first meeting within half a minute of each other, to a later one
+    whenever they do; and before the first step one process may well compile for longer than another.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import multihost_utils
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    devices = all_devices()
+    each = NamedSharding(Mesh(np.asarray(devices), ("device",)), PartitionSpec("device"))
+    here = [jax.device_put(jnp.ones(1), device) for device in devices if device.process_index == jax.process_index()]
+    everywhere = jax.make_array_from_single_device_arrays((len(devices),), each, here)
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=NamedSharding(each.mesh, PartitionSpec()))(everywhere))
+    multihost_utils.sync_global_devices("the processes have met")
+
+
 def votes(mine: bool) -> list[bool]:
     """What each process says, in their order; every process must ask."""
     if part()[1] == 1:

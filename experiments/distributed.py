@@ -128,8 +128,6 @@ def _initialize(
     failed = []
 
     def initialize() -> None:
-        from jax.experimental import multihost_utils
-
         try:
             jax.distributed.initialize(
                 coordinator,
@@ -139,7 +137,7 @@ def _initialize(
                 heartbeat_timeout_seconds=4 * SILENT_SECONDS,  # ours comes first
                 shutdown_timeout_seconds=SILENT_SECONDS,
             )
-            multihost_utils.sync_global_devices("the start of the run")
+            processes.meet()
         except Exception as error:
             failed.append(error)
 
@@ -152,6 +150,7 @@ def _initialize(
     with _native_words_kept() as stderr:
         aborted.explain = lambda: (sentence, cli.WRONG_CALL)
         aborted.stderr = stderr
+        cli.leave_on_signal(aborted.end)
         thread = threading.Thread(target=initialize, daemon=True)
         thread.start()
         while thread.is_alive():
@@ -209,8 +208,12 @@ class _Aborted:
     def _handle(self, signum: int) -> None:
         explained = self.explain()
         if explained is not None:  # else it is a crash of this process' own, and stays one
-            os.write(self.stderr, f"{explained[0]}\n".encode())
-            cli.leave(explained[1])
+            self.end(*explained)
+
+    def end(self, sentence: str, code: int) -> NoReturn:
+        """Say why, and leave at once."""
+        os.write(self.stderr, f"{sentence}\n".encode())
+        cli.leave(code)
 
 
 class _Others:

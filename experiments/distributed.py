@@ -71,9 +71,9 @@ def joined(
         try:
             _check_devices()
             yield
+            others.finish()
         except Exception as error:
             others.fail_of(error)
-        others.finish()
     cli.leave_on_signal()
 
 
@@ -267,7 +267,8 @@ class _Others:
 
         multihost_utils.sync_global_devices("the end of the run")
         self._done.set()
-        jax.distributed.shutdown()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # nothing is left to do that could fail
+            jax.distributed.shutdown()
 
     def explain_abort(self) -> tuple[str, int] | None:
         """What an abort means: that the coordinator is gone, or nothing that is known."""

@@ -29,7 +29,7 @@ from experiments import cli
 
 START_SECONDS = 120  # for all processes to come together
 SILENT_SECONDS = 15  # without a beat a process is gone
-SILENT_AFTER_ERROR = 5  # the same, once something failed in this process, as it does when another one dies
+SILENT_AFTER_ERROR = 8  # the same, once something failed in this process, as it does when another one dies
 BEAT_SECONDS = 1.0
 GRACE_SECONDS = 3  # for a process to fail of what another one failed of, in its own words
 FAREWELL_SECONDS = 6  # process 0 stays, since with it the coordinator goes, and JAX aborts who is left
@@ -227,14 +227,15 @@ class _Others:
         self._address = distributed.global_state.coordinator_address
         self._index, self._count = processes.part()
         self._heard = {index: time.monotonic() for index in range(self._count) if index != self._index}
-        self._beats: dict[int, str] = {}
+        self._beat = dict.fromkeys(self._heard, "")
+        self._num_beats = dict.fromkeys(self._heard, 0)
         self._left: dict[int, tuple[str, int, float]] = {}
         self._leaving, self._leaver = threading.Lock(), None
         self._done = threading.Event()
         for run in (self._exchange, self._judge):
             threading.Thread(target=run, daemon=True).start()
 
-    def fail(self, sentence: str, code: int) -> NoReturn:
+    def fail(self, sentence: str, code: int) -> None:
         """End this process, and thereby all of them, with a sentence that process 0 says and an exit code."""
         if not self._leaving.acquire(blocking=False):
             if self._leaver is threading.current_thread():
@@ -250,15 +251,17 @@ class _Others:
         sys.stdout.flush()
         cli.leave(code)
 
-    def fail_of(self, error: Exception) -> NoReturn:
+    def fail_of(self, error: Exception) -> None:
         """End all processes because of an exception in this one, or of the process whose end it came from."""
         explained = cli.explained(error)
         lost = None if isinstance(error, cli.Stopped) else self._lost()
         if lost is not None:
-            self.fail(self._gone(lost), cli.PREEMPTED)
-        if explained is None:
+            explained = self._gone(lost), cli.PREEMPTED
+        elif explained is None and self._left:
+            explained = self._told_by_who_left()
+        elif explained is None:
             traceback.print_exception(error)
-            explained = "it failed, for the reason above in its own output: mend it, and repeat", 1
+            explained = "it failed, for the reason in its own output: mend it, and repeat", 1
         self.fail(*explained)
 
     def finish(self) -> None:
@@ -281,6 +284,11 @@ class _Others:
             return self._gone(0), cli.PREEMPTED
         return None
 
+    def _told_by_who_left(self) -> tuple[str, int]:
+        """The sentence and the code of the first process that has left."""
+        index, (sentence, code, _) = min(self._left.items())
+        return f"process {index}: {sentence}", code
+
     def _gone(self, index: int) -> str:
         return f"process {index} of {self._count} is gone, or stands still: {GONE}"
 
@@ -301,8 +309,9 @@ class _Others:
         now, index = time.monotonic(), int(index)
         if index == self._index:
             return
-        if kind == "beat" and self._beats.get(index) != value:
-            self._beats[index], self._heard[index] = value, now
+        if kind == "beat" and self._beat[index] != value:
+            self._beat[index], self._heard[index] = value, now
+            self._num_beats[index] += 1
         if kind == "left" and index not in self._left:
             self._left[index] = (*json.loads(value), now)
 
@@ -314,9 +323,8 @@ class _Others:
             if now - looked > SILENT_AFTER_ERROR:  # it was this process that stood still
                 self._heard = dict.fromkeys(self._heard, now)
             looked = now
-            for index, (sentence, code, at) in sorted(self._left.items()):
-                if now - at > GRACE_SECONDS:
-                    self.fail(f"process {index}: {sentence}", code)
+            if any(now - at > GRACE_SECONDS for _, _, at in list(self._left.values())):
+                self.fail(*self._told_by_who_left())
             silent = self._silent(SILENT_SECONDS)
             if silent:
                 self.fail(self._gone(silent[0]), cli.PREEMPTED)
@@ -329,9 +337,12 @@ class _Others:
         ]
 
     def _lost(self) -> int | None:
-        """Who is gone, as far as can be told within seconds; None once every other process was heard of."""
-        start = time.monotonic()
-        while any(at <= start and index not in self._left for index, at in self._heard.items()):
+        """Who is gone, as far as can be told within seconds; None once every other one lives, or said that it left.
+
+        One beat may be from before its end and be heard after it, two are not.
+        """
+        start, before = time.monotonic(), dict(self._num_beats)
+        while any(num < before[index] + 2 and index not in self._left for index, num in self._num_beats.items()):
             silent = self._silent(SILENT_AFTER_ERROR, start)
             if silent:
                 return silent[0]

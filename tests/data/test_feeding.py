@@ -23,7 +23,7 @@ class Shelf:
         if not 0 <= index < self.num:
             raise IndexError(index)
         self.read.append(index)
-        return np.full((2, 3), index, np.uint8)
+        return np.full((2, 3), index, np.int32)
 
 
 def split_of(num, in_memory):

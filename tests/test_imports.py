@@ -23,6 +23,7 @@ BELOW = {
     "learners": {"inference", "models", "networks", "bounds", "data"},
     "inference": {"models", "networks", "bounds"},
     "training": {"learners", "inference", "models", "networks", "bounds", "data"},
+    "packing": {"training", "learners", "data"},
 }
 FORBIDDEN = {"absl", "ml_collections", "experiments", "launch"}
 

@@ -74,30 +74,33 @@ def pack(states: Sequence[TrainState], devices: Sequence[jax.Device]) -> TrainSt
     """States as one, leaves `[devices, trials of a device, ...]`; the last one fills up what does not divide."""
     sharding = training.one_each(devices)
 
-    def stack(*leaves: jax.Array) -> jax.Array:
-        stacked = jnp.stack(leaves)
+    def stack(*leaves: jax.Array | np.ndarray) -> jax.Array:
+        if _is_key(leaves[0]):
+            data = stack(*(jax.random.key_data(leaf) for leaf in leaves))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
+        stacked = np.stack([np.asarray(leaf) for leaf in leaves])  # on the host: nothing is compiled, leaf by leaf
         return jax.device_put(stacked.reshape(len(devices), -1, *stacked.shape[1:]), sharding)
 
     return jax.tree.map(stack, *_dealt(states, len(devices)))
 
 
 def unpack(packed: TrainState, num: int) -> list[TrainState]:
-    """The first `num` of packed states, on the first device.
+    """The first `num` of packed states, copied to the host, NumPy but for the keys."""
+    host = jax.tree.map(lambda leaf: np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf), packed)
 
-    Each device's are taken apart on that device, as in `training.unreplicate`.
-    """
-    leaves, structure = jax.tree.flatten(packed)
-    shards = [sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0) for leaf in leaves]
-    states = []
-    for of_device in zip(*shards, strict=True):
-        states += _unstack(structure.unflatten([shard.data for shard in of_device]))
-    return jax.device_put(states[:num], jax.local_devices()[0])
+    def of_trial(i: int) -> TrainState:
+        def leaf_of_trial(leaf: jax.Array, values: np.ndarray) -> jax.Array | np.ndarray:
+            own = np.asarray(values.reshape(-1, *values.shape[2:])[i])
+            return jax.random.wrap_key_data(own, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else own
+
+        return jax.tree.map(leaf_of_trial, packed, host)
+
+    return [of_trial(i) for i in range(num)]
 
 
-@jax.jit
-def _unstack(states: TrainState) -> list[TrainState]:
-    """The states of one device, leaves `[1, trials, ...]`."""
-    return [jax.tree.map(lambda leaf: leaf[0, i], states) for i in range(states.step.shape[1])]  # noqa: B023
+def _is_key(leaf: Any) -> bool:
+    """Whether a leaf holds PRNG keys, which NumPy does not know."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _dealt(items: Sequence[Any], num_devices: int) -> list[Any]:

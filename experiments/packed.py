@@ -214,10 +214,11 @@ def train_together(trials: Sequence[Trial], until: int, preemption: cli.Preempti
     for packed, metrics, errors in calls:
         elapsed = time.perf_counter() - started
         first_call = first_call or time.time() - _STARTED
+        stopping = bool(preemption.requested)  # a signal from here on is for the next call
         step += len(metrics[0]["loss"])
         due = step == run.num_steps or progress.evaluation_due(keys, step)
-        saves = step == run.num_steps or step % keys.checkpoint_every_steps == 0 or bool(preemption.requested)
-        states = packing.unpack(packed, len(trials)) if due or saves or step == until else [None] * len(trials)
+        saves = stopping or step == until or step % keys.checkpoint_every_steps == 0
+        states = packing.unpack(packed, len(trials)) if due or saves else [None] * len(trials)
         going = [trial for trial in trials if trial.goes_on]
         for trial, state, of_trial, error in zip(trials, states, metrics, errors, strict=True):
             if trial in going:
@@ -228,7 +229,7 @@ def train_together(trials: Sequence[Trial], until: int, preemption: cli.Preempti
                 trial.state, trial.step = state, step
         tell(going, elapsed)
         save([trial for trial in going if not trial.failed and (saves or not trial.goes_on)])
-        if preemption.requested or not any(trial.goes_on for trial in trials):
+        if stopping or not any(trial.goes_on for trial in trials):
             break
         started = time.perf_counter()
     return first_call
@@ -295,7 +296,7 @@ def main(argv: list[str]) -> None:
             trials = [opened(stack, run, trial) for trial, run in left]
             first_step_seconds = train_all(trials, preemption)
         if preemption.requested:
-            stopped = f"stopped by {preemption.requested} at step {min(trial.step for trial in trials)}"
+            stopped = f"stopped by {preemption.requested} at step {min((each.step for each in trials), default=0)}"
             cli.fail(f"{stopped}, saved: run the same command to go on", cli.PREEMPTED)
         for trial in trials:
             if not trial.failed:

@@ -52,7 +52,7 @@ def one_by_one(runs: list[Run]) -> Callable[[], None]:
     return call
 
 
-def together(runs: list[Run]) -> Callable[[], None]:
+def together(runs: list[Run]) -> Callable[[], object]:
     """A call of every trial, packed, on all devices, as experiments.packed makes it."""
     run = runs[0]
     calls = packing.train_packed(
@@ -64,7 +64,7 @@ def together(runs: list[Run]) -> Callable[[], None]:
         steps_per_call=STEPS,
         ema_decay=run.ema_decay,
     )
-    return lambda: next(calls) and None
+    return lambda: next(calls)
 
 
 def seconds(fn: Callable[[], object]) -> float:

@@ -64,7 +64,7 @@ class Run:
     shuffle_key: jax.Array
     eval_key: jax.Array
     draw_key: jax.Array
-    programs: dict[Any, Callable] = dataclasses.field(default_factory=dict)
+    programs: dict[Any, Callable] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def feed(self) -> Feed:
@@ -236,13 +236,15 @@ def variant(run: Run, config: ConfigDict) -> Run:
     check(config)
     config = choices.fill_in(config, run.num_steps)
     choices.check_bound(config, run.model, run.num_steps)
-    return dataclasses.replace(
+    made = dataclasses.replace(
         run,
         config=config,
         learner=choices.make_learner(config, run.model, len(run.dataset.train.examples)),
         learning_rate=choices.learning_rate(config.optimizer),
         **run_keys(config.seed),
     )
+    object.__setattr__(made, "programs", run.programs)  # of the same model; what is replaced elsewhere has its own
+    return made
 
 
 def run_keys(seed: int) -> dict[str, jax.Array]:

@@ -143,7 +143,7 @@ def check_alike(trials: Sequence[Asked]) -> None:
                     f"config.{key} is {values[key]!r} in {first.folder} and {value!r} in {other.folder}, and packed "
                     f"trials differ in {', '.join(PACKABLE)} alone: train these one by one"
                 )
-    folders = [str(trial.folder) for trial in trials]
+    folders = [os.path.normpath(trial.folder) for trial in trials]
     twice = sorted({folder for folder in folders if folders.count(folder) > 1})
     if twice:
         raise InputError(f"{', '.join(twice)} is the workdir of several trials: give each its own")
@@ -296,7 +296,8 @@ def main(argv: list[str]) -> None:
             trials = [opened(stack, run, trial) for trial, run in left]
             first_step_seconds = train_all(trials, preemption)
         if preemption.requested:
-            stopped = f"stopped by {preemption.requested} at step {min((each.step for each in trials), default=0)}"
+            step = min((trial.step for trial in trials if not trial.failed), default=0)
+            stopped = f"stopped by {preemption.requested} at step {step}"
             cli.fail(f"{stopped}, saved: run the same command to go on", cli.PREEMPTED)
         for trial in trials:
             if not trial.failed:

@@ -26,7 +26,7 @@ Feed = InMemory | Streaming
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     """A copy of each leaf for each device of this process, on a new leading axis `[devices, ...]`."""
     devices = devices or jax.local_devices()
-    sharding = NamedSharding(Mesh(np.asarray(devices), (DEVICE_AXIS,)), PartitionSpec(DEVICE_AXIS))
+    sharding = one_each(devices)
 
     def copies(leaf: Any) -> jax.Array:
         if isinstance(leaf, np.ndarray):  # a data set: never stacked on one device
@@ -34,6 +34,11 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
         return jax.device_put(jnp.stack([leaf] * len(devices)), sharding)
 
     return jax.tree.map(copies, tree)
+
+
+def one_each(devices: Sequence[jax.Device]) -> NamedSharding:
+    """The first axis, `[devices, ...]`, laid out over the devices."""
+    return NamedSharding(Mesh(np.asarray(devices), (DEVICE_AXIS,)), PartitionSpec(DEVICE_AXIS))
 
 
 def unreplicate(tree: Any) -> Any:
@@ -46,21 +51,27 @@ def unreplicate(tree: Any) -> Any:
 
 
 def make_train_steps(
-    learner: Learner, feed: Feed, preprocess: Preprocess, ema_decay: float, devices: Sequence[jax.Device]
+    learner: Learner,
+    feed: Feed,
+    preprocess: Preprocess,
+    ema_decay: float,
+    devices: Sequence[jax.Device],
+    packed: bool = False,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """`(state, resident, fed) -> (state, metrics)`: as many steps as `fed` holds, in one call on every device.
 
     Everything has a leading axis of the devices of this process; the state is donated, and each metric is
-    `[devices, steps]`.
+    `[devices, steps]`. Where they are `packed`, state, fed and metrics have an axis of trials after it, and each trial
+    is on one device alone (`aevb.packing`).
     """
 
     # Averaging over one device is not free: XLA copies every gradient.
-    axis_name = DEVICE_AXIS if len(devices) > 1 else None
+    axis_name = DEVICE_AXIS if len(devices) > 1 and not packed else None
 
     def step(resident: Any, state: TrainState, fed: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         fed = feed.fetch(resident, fed)
         num = fed.example_id.shape[0]
-        index = jax.lax.axis_index(DEVICE_AXIS) * num + jnp.arange(num)
+        index = (0 if packed else jax.lax.axis_index(DEVICE_AXIS) * num) + jnp.arange(num)
         data_key, learner_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(data_key, index)
         x, context, corrupted = jax.vmap(preprocess)(fed.stored, fed.label, fed.example_id, keys)
@@ -76,7 +87,8 @@ def make_train_steps(
     def steps(state: TrainState, resident: Any, fed: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         return jax.lax.scan(functools.partial(step, resident), state, fed)
 
-    return jax.pmap(steps, axis_name=DEVICE_AXIS, donate_argnums=0, devices=devices)
+    each = jax.vmap(steps, in_axes=(0, None, 0)) if packed else steps
+    return jax.pmap(each, axis_name=DEVICE_AXIS, donate_argnums=0, devices=devices)
 
 
 def train(
@@ -128,8 +140,7 @@ def train(
         state, metrics = train_steps(state, resident, split_over(len(ours), feed.steps(step, num)))
         # Waiting here also keeps the devices from running apart: unsynchronised CPU devices deadlock.
         metrics = jax.tree.map(np.asarray, unreplicate(metrics))
-        _check_finite(metrics, step)
-        _check_chains(metrics, step)
+        check_call(metrics, step)
         step += num
         yield state, metrics
 
@@ -147,6 +158,16 @@ def split_over(num_devices: int, fed: Any) -> Any:
         return leaf.reshape(steps, num_devices, batch // num_devices, *rest).swapaxes(0, 1)
 
     return jax.tree.map(split, fed)
+
+
+def check_call(metrics: dict[str, np.ndarray], first_step: int) -> None:
+    """See that the steps of a call, whose metrics are `[steps]`, are ones to go on from.
+
+    Raises:
+      NonFiniteError, SamplingError: as `train` does.
+    """
+    _check_finite(metrics, first_step)
+    _check_chains(metrics, first_step)
 
 
 def _check_finite(metrics: dict[str, np.ndarray], first_step: int) -> None:

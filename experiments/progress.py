@@ -13,7 +13,7 @@ from tqdm import tqdm
 from aevb import processes, training
 from aevb.checkpoints import Checkpoints
 from aevb.errors import InputError, NonFiniteError
-from experiments import checkpointed, numbers, workdir
+from experiments import checkpointed, evaluate, numbers, workdir
 from experiments.build import Run
 
 # On the terminal, with their digits: nats, a share, and squared units of x.
@@ -23,7 +23,7 @@ SHOWN |= {"masked_error": ".5f"}
 
 @dataclasses.dataclass
 class Journal:
-    """What a run has told so far: the rows of metrics.jsonl, in the file, on TensorBoard and on the terminal.
+    """What a run has told so far: rows of metrics.jsonl, in the file, on TensorBoard and, if shown, on the terminal.
 
     Of several processes all keep the rows, and the first one tells them.
     """
@@ -32,6 +32,7 @@ class Journal:
     rows: list[dict[str, Any]]
     num_steps: int
     step: int
+    shown: bool = True
 
     def __post_init__(self) -> None:
         from tensorboardX import SummaryWriter
@@ -40,7 +41,7 @@ class Journal:
         if not processes.is_first():
             return
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             self.bar = tqdm(total=self.num_steps, initial=self.step, unit="step", dynamic_ncols=True)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -58,6 +59,10 @@ class Journal:
         for name, value in row.items():
             if name not in ("step", "split"):
                 self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        if self.shown:
+            self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
         first, *rest = [f"{name.replace('_', '-')} {row[name]:{SHOWN[name]}}" for name in SHOWN if name in row]
         first += "" if "masked_error" in row else " nats"
         rate = f", {row['examples_per_second']:,.0f} examples/s" if "examples_per_second" in row else ""
@@ -82,8 +87,17 @@ class Journal:
 def save(checkpoints: Checkpoints, step: int, replicated: Any) -> None:
     """Start saving a state, unless an update after the last loss took it out of the numbers."""
     state = training.unreplicate(replicated)
-    numbers.check_finite((state.params, state.opt_state, state.ema_params), f"the state after step {step}")
+    check_state(state, step)
     checkpoints.save(step, state)
+
+
+def check_state(state: Any, step: int) -> None:
+    """See that a state is one to go on from.
+
+    Raises:
+      NonFiniteError: it is not finite.
+    """
+    numbers.check_finite((state.params, state.opt_state, state.ema_params), f"the state after step {step}")
 
 
 def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -> tuple[Any, int]:
@@ -107,7 +121,7 @@ def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -
     return state, step
 
 
-def open_journal(run: Run, folder: epath.Path, step: int) -> Journal:
+def open_journal(run: Run, folder: epath.Path, step: int, shown: bool = True) -> Journal:
     """The journal of a run that goes on from a step; what was told after that step is told again."""
 
     def told_until_then() -> list[dict[str, Any]]:
@@ -116,7 +130,16 @@ def open_journal(run: Run, folder: epath.Path, step: int) -> Journal:
         return rows
 
     rows = processes.told_by_first(told_until_then)
-    return Journal(folder, rows, run.num_steps, step)
+    return Journal(folder, rows, run.num_steps, step, shown)
+
+
+def look(run: Run, journal: Journal, step: int, params: Any) -> bool:
+    """Evaluate replicated parameters in the middle of training, and tell it; whether they are the best so far."""
+    rows = evaluate.curve_rows(run, params)
+    for row in rows:
+        journal.add({"step": step, "examples_seen": step * run.batch_size} | row)
+    scores = validation_scores(journal.rows)
+    return bool(rows) and rows[-1]["split"] == "validation" and scores[-1] > max(scores[:-1], default=-math.inf)
 
 
 def evaluation_due(keys: ConfigDict, step: int) -> bool:

@@ -41,10 +41,12 @@ def finish(
     *,
     started: float,
     command: str,
+    packed_with: int | None = None,
 ) -> None:
     """Evaluate, draw, summarise and report; `started` in seconds since the epoch, by this command.
 
-    Of several processes all evaluate and draw, since examples go through the devices of all; the first one writes.
+    Of several processes all evaluate and draw, since examples go through the devices of all; the first one writes. A
+    trial of `experiments.packed` shared its times and rates with so many others, and `command` makes it alone.
     """
     from aevb import figures
 
@@ -68,6 +70,7 @@ def finish(
     summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation}
     summary |= speed(run, rows) | {"first_step_seconds": first_step_seconds, "peak_memory_gib": memory}
     summary |= {"total_seconds": time.time() - started, "command": command}
+    summary |= {} if packed_with is None else {"packed_with": packed_with}
     workdir.write_json(folder / "summary.json", summary)
     if not processes.is_first():
         return

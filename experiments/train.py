@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import contextlib  # noqa: E402
 import json  # noqa: E402
-import math  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
 import zlib  # noqa: E402
@@ -31,7 +30,7 @@ from etils import epath  # noqa: E402
 from aevb import processes, training  # noqa: E402
 from aevb.checkpoints import Checkpoints  # noqa: E402
 from aevb.errors import InputError  # noqa: E402
-from experiments import build, checkpointed, distributed, evaluate, progress, settings, summary, workdir  # noqa: E402
+from experiments import build, checkpointed, distributed, progress, settings, summary, workdir  # noqa: E402
 from experiments.build import Run  # noqa: E402
 
 # Keys that may change between two starts of one run: where the data lies, what is looked at, how long it goes on.
@@ -53,7 +52,7 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
     """See that the run in the folder, if there is one, is this one, and that a run can be made here; write nothing.
 
     Raises:
-      InputError: another run is in the folder, the disk has no room, or the batch does not divide over the devices.
+      InputError: another run is in the folder, or the disk has no room.
     """
     ours = settings.flatten(run.config.to_dict())
     if (folder / "config.json").exists():
@@ -69,13 +68,21 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
         raise InputError(f"{folder} is a file: choose another --workdir")
     elif folder.exists() and any(not path.name.startswith(".config.json.") for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run: choose another --workdir")
+    _check_room(folder, run)
+
+
+def check_devices(run: Run) -> None:
+    """Refuse a batch that does not divide over the devices.
+
+    Raises:
+      InputError: it does not.
+    """
     devices = jax.device_count()
     if run.batch_size % devices:
         raise InputError(
             f"config.train.batch_size is {run.batch_size}, which does not divide over {devices} devices: "
             f"set it to a multiple of {devices}"
         )
-    _check_room(folder, run)
 
 
 def check_alike(run: Run) -> None:
@@ -150,16 +157,9 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
             step += len(metrics["loss"])
             journal.add(progress.training_row(run, step, metrics, elapsed))
             at_end = step == run.num_steps
-            if at_end or progress.evaluation_due(keys, step):
-                for row in evaluate.curve_rows(run, checkpointed.evaluated_params(replicated)):
-                    journal.add({"step": step, "examples_seen": step * run.batch_size} | row)
-                scores = progress.validation_scores(journal.rows)
-                if (
-                    scores
-                    and journal.rows[-1]["split"] == "validation"
-                    and scores[-1] > max(scores[:-1], default=-math.inf)
-                ):
-                    progress.save(best, step, replicated)
+            look = at_end or progress.evaluation_due(keys, step)
+            if look and progress.look(run, journal, step, checkpointed.evaluated_params(replicated)):
+                progress.save(best, step, replicated)
             ended = at_end or progress.stopped_early(run, journal.rows)
             stopped = any(processes.votes(bool(preemption.requested)))
             if ended or stopped or step % keys.checkpoint_every_steps == 0:
@@ -241,6 +241,7 @@ def main(argv: list[str]) -> None:
         if jax.process_count() > 1:
             check_alike(run)
         processes.told_by_first(lambda: check_workdir(folder, run))
+        check_devices(run)
         if end := processes.told_by_first(lambda: finished(run, folder)):
             print(end)
             return

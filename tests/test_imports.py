@@ -24,6 +24,7 @@ BELOW = {
     "learners": {"inference", "models", "networks", "bounds", "data"},
     "inference": {"models", "networks", "bounds"},
     "training": {"learners", "inference", "models", "networks", "bounds", "data", "processes"},
+    "packing": {"training", "learners", "data"},
 }
 FORBIDDEN = {"absl", "ml_collections", "experiments", "launch"}
 

@@ -93,21 +93,17 @@ def check_alike(run: Run) -> None:
     """
     config = settings.flatten(run.config.to_dict())
     del config["data.dir"]  # each host has its data where it has them
-    facts = {"config": config, "versions": workdir.versions()}
+    facts = {"config": config, "set of library versions": workdir.versions()}
     for name in build.SPLITS:
         examples = getattr(run.dataset, name).examples
-        ends = [np.asarray(examples[place]).tobytes() for place in (0, -1)] if len(examples) else []
-        facts[f"{name} examples"] = [len(examples), *map(zlib.crc32, ends)]
+        ends = training.read_rows(examples, np.asarray([0, len(examples) - 1])) if len(examples) else np.zeros(0)
+        facts[f"{name} split"] = [len(examples), zlib.crc32(ends.tobytes())]
     facts = json.loads(json.dumps(facts))
     first = processes.told_by_first(lambda: facts)
-    differ = [name for name in facts if facts[name] != first[name]]
-    others = [str(index) for index, vote in enumerate(processes.votes(bool(differ))) if vote]
-    if others:
-        what = f" ({', '.join(differ)})" if differ else ""
-        raise InputError(
-            f"process {' and '.join(others)} has another config, other data or other versions of the libraries than "
-            f"process 0{what}: make them the same"
-        )
+    for name in facts:
+        votes = processes.votes(facts[name] != first[name])
+        if any(votes):
+            raise InputError(f"process {votes.index(True)} has another {name} than process 0: make them the same")
 
 
 def _check_room(folder: epath.Path, run: Run) -> None:

@@ -5,8 +5,9 @@ python -m experiments.packed --trials=trials.json
 The file holds {"config": "experiments/configs/vae.py:digits", "overrides": ["--config.train.num_epochs=30"], "trials":
 [{"workdir": "runs/a", "overrides": ["--config.seed=0"]}, {"workdir": "runs/b", "overrides": ["--config.seed=1"]}]}.
 Every workdir is one that experiments.train goes on from, evaluates and draws. The same command resumes; trials that
-stand at different steps are packed as those behind catch up. A trial that leaves the numbers gets a failure.json, and
-the others go on. On a CPU each core is a device, and the devices share the trials among them.
+stand at different steps are packed as those behind catch up. A trial that leaves the numbers gets a failure.json, which
+holds it until the file is removed, and the others go on. On a CPU each core is a device, and the devices share the
+trials among them.
 """
 
 import time
@@ -50,7 +51,7 @@ class Asked:
     command: str
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Trial:
     """A trial under way.
 

@@ -75,6 +75,8 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
 
 def _check_room(folder: epath.Path, run: Run) -> None:
     """Refuse to start a run whose checkpoints would not fit: parameters, their optimizer's state and average."""
+    if workdir.in_store(folder):
+        return
     state = jax.eval_shape(run.init_state)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     needed = size * (run.config.train.keep_checkpoints + 3) + 32 * 2**20

@@ -25,8 +25,19 @@ from experiments.settings import conform, flatten
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
+def in_store(path: epath.PathLike) -> bool:
+    """Whether a path is of an object store (gs://), which has no renames, no growing files and no locks."""
+    return "://" in os.fspath(path)
+
+
 def _write(path: epath.Path, write: Callable[[epath.Path], object]) -> None:
-    """Write a file under another name and rename it, so that a reader sees the old content or the new."""
+    """Write a file under another name and rename it, so that a reader sees the old content or the new.
+
+    An object of a store changes as a whole when it is closed, and has no rename.
+    """
+    if in_store(path):
+        write(path)
+        return
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         write(temporary)
@@ -45,7 +56,7 @@ def claim(workdir: epath.Path) -> Iterator[None]:
     Raises:
       InputError: another process holds it.
     """
-    if "://" in os.fspath(workdir):
+    if in_store(workdir):
         yield
         return
     held = os.open(workdir, os.O_RDONLY)
@@ -62,6 +73,8 @@ def claim(workdir: epath.Path) -> Iterator[None]:
 
 def sweep(workdir: epath.Path) -> None:
     """Remove what a killed process left of a file that it was writing."""
+    if in_store(workdir):
+        return
     for path in [*workdir.glob(".*.tmp"), *(workdir / "figures").glob(".*.png")]:
         path.unlink(missing_ok=True)
 
@@ -137,9 +150,13 @@ def write_metrics(workdir: epath.Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_metrics(workdir: epath.Path, row: dict[str, Any]) -> None:
-    """Add one row to metrics.jsonl."""
-    with (workdir / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+    """Add one row to metrics.jsonl; in a store, whose objects cannot grow, by writing it anew."""
+    path, line = workdir / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n"
+    if in_store(path):
+        write_text(path, (path.read_text() if path.exists() else "") + line)
+        return
+    with path.open("a") as file:
+        file.write(line)
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from aevb.errors import InputError, NonFiniteError, SamplingError
 WRONG_CALL = 2  # the caller can mend it: a flag, a config key, a file
 NON_FINITE = 3  # training left the numbers, or its chains do not sample
 PREEMPTED = 75  # stopped by a signal, nothing broken: the same command goes on
+STORES = ("gcsfs", "google", "aiohttp", "requests")  # whose errors are of gs://
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -38,6 +39,11 @@ def run(main: Callable[[list[str]], None]) -> None:
                 f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat",
                 WRONG_CALL,
             )
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in STORES:
+                raise
+            words = f"{type(error).__name__}: {error}"
+            fail(f"the store cannot be used ({words}): look at network and permissions, and repeat", WRONG_CALL)
 
     app.run(guarded, flags_parser=_parse)
 

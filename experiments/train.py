@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     cli.refuse([argument for argument in argv if argument not in overrides])
     path = cli.required("config", "experiments/configs/vae.py")
-    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    folder = workdir.at(cli.required("workdir", "runs/digits"))
     run = build.build(settings.load(path, overrides))
     check_workdir(folder, run)
     if end := finished(run, folder):

@@ -30,6 +30,42 @@ def in_store(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def at(path: str) -> epath.Path:
+    """The folder of a run, once it is seen that its store, if it lies in one, can be used.
+
+    Raises:
+      InputError: what reads gs:// is not installed, nobody is signed in, or the bucket is not there.
+    """
+    folder = epath.Path(path)
+    if not in_store(path):
+        return folder
+    bucket = path.removeprefix("gs://").split("/")[0]
+    if not path.startswith("gs://") or not bucket:
+        raise InputError(f"{path} is not understood: give a folder, or gs://BUCKET/FOLDER of Google Cloud Storage")
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401
+        import google.auth
+    except ImportError as error:
+        raise InputError(f"{path} needs {error.name}: pip install -e '.[gcs]'") from error
+    # Another process may write there, and TensorStore does: what was listed once says nothing of now.
+    fsspec.config.conf["gs"] = {"use_listings_cache": False}
+    if not os.environ.get("STORAGE_EMULATOR_HOST"):
+        try:
+            google.auth.default()
+        except google.auth.exceptions.GoogleAuthError as error:
+            raise InputError(
+                f"{path} cannot be reached ({' '.join(str(error).split())}): sign in with gcloud auth "
+                "application-default login, or give this machine a service account"
+            ) from error
+    if not epath.Path(f"gs://{bucket}").exists():
+        raise InputError(
+            f"the bucket gs://{bucket} is not there or not yours to read: make it with gcloud storage buckets create "
+            f"gs://{bucket}, or correct {path}"
+        )
+    return folder
+
+
 def _write(path: epath.Path, write: Callable[[epath.Path], object]) -> None:
     """Write a file under another name and rename it, so that a reader sees the old content or the new.
 

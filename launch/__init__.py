@@ -1,1 +1,1 @@
-"""Many runs, and machines to make them on: sweeps with Ray Tune, Cloud TPU VMs; no training code."""
+"""Sweeps and clusters: what starts many runs, or one on many machines; it holds no training code."""

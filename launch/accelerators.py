@@ -111,7 +111,7 @@ def accelerator(name: str, zone: str) -> Accelerator:
     if found is None or not size.isdecimal() or int(size) not in found.topologies:
         known = [f"{each}-{number}" for each, of in GENERATIONS.items() for number in of.topologies]
         aliased = name.replace("v5e", "v5litepod").replace("v5lite-", "v5litepod-")
-        near = difflib.get_close_matches(aliased, known, 3)
+        near = [aliased] if aliased in known else difflib.get_close_matches(aliased, known, 3)
         sizes = ", ".join(f"{family}-{number}" for number in found.topologies) if found else ", ".join(GENERATIONS)
         advice = f"do you mean {' or '.join(near)}?" if near else f"known are {sizes}"
         raise InputError(f"--accelerator_type={name} is unknown: {advice}")

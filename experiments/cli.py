@@ -32,18 +32,18 @@ def run(main: Callable[[list[str]], None]) -> None:
             fail(str(error), WRONG_CALL)
         except (NonFiniteError, SamplingError) as error:
             fail(str(error), NON_FINITE)
-        except OSError as error:
+        except Exception as error:
+            if type(error).__module__.split(".")[0] in STORES:
+                words = f"{type(error).__name__}: {error}"
+                fail(f"the store cannot be used ({words}): look at network and permissions, and repeat", WRONG_CALL)
+            if not isinstance(error, OSError):
+                raise
             # No space, no permission, a folder where a file should be: the system's words name path and reason.
             what = error.filename or "a file"
             fail(
                 f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat",
                 WRONG_CALL,
             )
-        except Exception as error:
-            if type(error).__module__.split(".")[0] not in STORES:
-                raise
-            words = f"{type(error).__name__}: {error}"
-            fail(f"the store cannot be used ({words}): look at network and permissions, and repeat", WRONG_CALL)
 
     app.run(guarded, flags_parser=_parse)
 

@@ -23,7 +23,7 @@ INSTALL_SECONDS = 3600
 
 BUSY = """\
 mkdir -p ~/aevb-run && cd ~/aevb-run
-if ! flock -n lock true; then echo "aevb-host $(hostname) running $(cat command)"; exit 0; fi
+if ! flock -ns lock true; then echo "aevb-host $(hostname) running $(cat command)"; exit 0; fi
 """
 # The image's own Python may be older than what the library needs: uv brings one.
 INSTALL = (
@@ -37,7 +37,8 @@ python3 -m uv pip install --quiet --python .venv/bin/python -e '.[gcs,launch,tfd
 echo "aevb-host $(hostname) ready jax $(.venv/bin/python -c 'import jax; print(jax.__version__)')"
 """
 )
-# What has started holds the lock before this says so; TERM is for the command, whose exit code is then still written.
+# What has started holds the lock before this says so. It waits for those who look, who share the lock for a moment.
+# TERM is for the command, whose exit code is then still written.
 START = (
     BUSY
     + """\
@@ -45,11 +46,11 @@ if ! test -x ~/aevb/.venv/bin/python; then echo "aevb-host $(hostname) absent"; 
 rm -f exit_code && printf '%s\\n' COMMAND > command
 echo "== $(date -u) $(cat command)" >> log
 cd ~/aevb
-setsid nohup flock -n ~/aevb-run/lock sh -c 'trap : TERM; '"$(cat ~/aevb-run/command)"'
+setsid nohup flock -w 30 ~/aevb-run/lock sh -c 'trap : TERM; '"$(cat ~/aevb-run/command)"'
 code=$?; cd ~/aevb-run; echo $code > exit_code.new; mv exit_code.new exit_code' >> ~/aevb-run/log 2>&1 < /dev/null &
 echo $! > ~/aevb-run/pid
 cd ~/aevb-run
-for i in $(seq 100); do if test -e exit_code || ! flock -n lock true; then break; fi; sleep 0.1; done
+for i in $(seq 100); do if test -e exit_code || ! flock -ns lock true; then break; fi; sleep 0.1; done
 echo "aevb-host $(hostname) started"
 """
 )
@@ -63,8 +64,8 @@ echo "aevb-host $(hostname) $s"
 STOP = """\
 cd ~/aevb-run
 for s in TERM KILL; do
-  if ! flock -n lock true; then kill -$s -- -$(cat pid); fi
-  flock -w 60 lock true && break
+  if ! flock -ns lock true; then kill -s $s -- -$(cat pid); fi
+  flock -sw 60 lock true && break
 done
 echo "aevb-host $(hostname) stopped"
 """

@@ -108,7 +108,8 @@ def fetch(name: str, zone: str, run: Runner, rest: list[str]) -> None:
         run(gcloud.bring_from_store(path, str(to)), seconds=hosts.INSTALL_SECONDS)
     else:
         run(gcloud.bring(name, zone, f"aevb/{path.rstrip('/')}/*", str(to)), seconds=hosts.INSTALL_SECONDS)
-    print(f"the run is in {to}", flush=True)
+    if not run.dry_run:
+        print(f"the run is in {to}", flush=True)
 
 
 def delete(name: str, zone: str, run: Runner, rest: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pty
 import re
 import signal
 import subprocess
@@ -348,6 +349,25 @@ def test_wrong_calls_are_a_sentence_and_change_nothing(world: World):
         assert [word for word in words if word not in ended.stderr] == [], (name, ended.stderr)
     assert set(world.calls()) <= {"get-value"}
     assert not (world.folder / "queue.json").exists()
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_person_is_asked_about_money(world: World, answer: str):
+    ours, theirs = pty.openpty()
+    arguments = [sys.executable, "-m", "launch.tpu_vm", "create", *MACHINES, "--spot"]
+    with subprocess.Popen(
+        arguments, env=world.env, cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as asking:
+        os.write(ours, f"{answer}\n".encode())
+        out, err = asking.communicate()
+    question = (
+        "Ask Google for 1 x spot v5litepod-16 (16 chips, 4x4, on 4 host(s)) in us-west4-a, which costs money? [y/N]"
+    )
+    assert question in out
+    assert (asking.returncode, "vae" in world.queue()) == ((0, True) if answer == "y" else (2, False))
+    assert err == ("" if answer == "y" else "nothing was done\n")
+    for end in (ours, theirs):
+        os.close(end)
 
 
 def test_no_project_and_no_gcloud(world: World):

@@ -103,7 +103,7 @@ class World:
             kinds |= {"ray start --head": "ray head", "ray start --address": "ray worker", "tail": "log"}
             verb = next((arguments[i] for i in range(len(arguments)) if arguments[i] in VERBS), arguments[0])
             words.append(next((kind for mark, kind in kinds.items() if mark in script), verb))
-        return [one for one, before in zip(words, [""] + words[:-1], strict=True) if one != before]
+        return [one for one, before in zip(words, ["", *words], strict=False) if one != before]
 
     def text(self, path: str) -> str:
         return (self.folder / path).read_text()

@@ -116,21 +116,21 @@ def install(target: Target, run: Runner) -> None:
         if not run.dry_run:
             pack(archive)
         run(gcloud.send(target, str(archive), "aevb.tar.gz"))
-    print(f"installing on {target.hosts} host(s) of {target.name}, which takes minutes", flush=True)
+    if not run.dry_run:
+        print(f"installing on {target.hosts} host(s) of {target.name}, which takes minutes", flush=True)
     said = ask(target, run, INSTALL, "ready", seconds=INSTALL_SECONDS)
     busy = [host for host, words in said.items() if words.startswith("running")]
     if busy:
         raise InputError(f"a run is under way on {', '.join(busy)}: set up when it has ended, or delete {target.name}")
-    for host, words in sorted(said.items()):
-        print(f"{host}: {words}", flush=True)
+    if not run.dry_run:
+        print(*[f"{host}: {words}" for host, words in sorted(said.items())], sep="\n", flush=True)
 
 
 def pack(archive: Path) -> None:
-    """Write this checkout's code into an archive."""
+    """Write this checkout's code into an archive, without what runs have left."""
 
     def clean(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        skip = "__pycache__" in info.name or info.name.endswith(".pyc")
-        return None if skip else info
+        return None if {"__pycache__", "results"} & set(Path(info.name).parts) else info
 
     with tarfile.open(archive, "w:gz") as file:
         for name in CHECKOUT:

@@ -36,7 +36,8 @@ def create(target: Target, run: Runner, rest: list[str]) -> None:
     spot = "spot " if target.spot else ""
     confirm(f"ask Google for {target.num_slices} x {spot}{target.accelerator} in {target.zone}, which costs money", run)
     run(gcloud.create(target))
-    print(f"{target.name} is asked for: setup waits until it is there, status tells how far it is", flush=True)
+    if not run.dry_run:
+        print(f"{target.name} is asked for: setup waits until it is there, status tells how far it is", flush=True)
 
 
 def setup(target: Target, run: Runner, rest: list[str]) -> None:
@@ -82,10 +83,10 @@ def status(target: Target, run: Runner, rest: list[str]) -> None:
     _no_more(rest)
     gcloud.check_installed(run)
     state = watch.queue_state(target, run)
-    print(f"{target.name}: {'not there: create asks for it' if state == 'absent' else state}", flush=True)
-    if state == "ACTIVE":
-        for host, words in sorted(hosts.states(target, run).items()):
-            print(f"{host}: {words}", flush=True)
+    said = hosts.states(target, run) if state == "ACTIVE" else {}
+    if not run.dry_run:
+        print(f"{target.name}: {'not there: create asks for it' if state == 'absent' else state}")
+        print(*[f"{host}: {words}" for host, words in sorted(said.items())], sep="\n", flush=True)
 
 
 def logs(name: str, zone: str, run: Runner, rest: list[str]) -> None:
@@ -107,7 +108,8 @@ def fetch(name: str, zone: str, run: Runner, rest: list[str]) -> None:
     if path.startswith("gs://"):
         run(gcloud.bring_from_store(path, str(to)), seconds=hosts.INSTALL_SECONDS)
     else:
-        run(gcloud.bring(name, zone, f"aevb/{path.rstrip('/')}/*", str(to)), seconds=hosts.INSTALL_SECONDS)
+        there = path.rstrip("/") if path.startswith("/") else f"aevb/{path.rstrip('/')}"
+        run(gcloud.bring(name, zone, f"{there}/*", str(to)), seconds=hosts.INSTALL_SECONDS)
     if not run.dry_run:
         print(f"the run is in {to}", flush=True)
 
@@ -226,11 +228,7 @@ def _no_more(rest: list[str]) -> None:
 
 def _finish(target: Target, run: Runner, job: watch.Job) -> None:
     """Follow a job to its end, and leave with its exit code and, of a bad one, what the hosts said last."""
-    try:
-        code = watch.follow(target, job, run)
-    except KeyboardInterrupt:
-        sentence = f"what runs on {target.name} goes on: the same command watches it again, delete ends it"
-        cli.fail(sentence, cli.PREEMPTED)
+    code = watch.follow(target, job, run)
     if code:
         try:
             log = hosts.LOG.format(lines=20, follow="")
@@ -256,11 +254,16 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--num_slices={given.num_slices} gives no machine: use 1 or more")
     gcloud.check_name(name, given.num_slices)
     run = Runner(given.dry_run)
-    if own[0] in OF_NAMES:
-        OF_NAMES[own[0]](name, zone, run, rest)
-        return
-    kind = accelerator(cli.required("accelerator_type", "v5litepod-16"), zone)
-    OF_SLICES[own[0]](Target(name, zone, kind, given.spot, given.num_slices), run, rest)
+    try:
+        if own[0] in OF_NAMES:
+            OF_NAMES[own[0]](name, zone, run, rest)
+        else:
+            kind = accelerator(cli.required("accelerator_type", "v5litepod-16"), zone)
+            OF_SLICES[own[0]](Target(name, zone, kind, given.spot, given.num_slices), run, rest)
+    except KeyboardInterrupt:
+        cli.fail(
+            f"what {name} was asked goes on there: the same command watches it again, delete ends it", cli.PREEMPTED
+        )
 
 
 if __name__ == "__main__":

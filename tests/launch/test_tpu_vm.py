@@ -307,7 +307,9 @@ def test_a_dry_run_needs_no_gcloud_and_runs_nothing(world: World):
         ended = world.run(command, *MACHINES, "--spot", "--dry_run", *rest)
         assert ended.returncode == 0, ended.stderr
         assert last in ended.stdout
-        assert all(line.startswith("+ gcloud ") for line in ended.stdout.splitlines()[:1])
+        commands = ended.stdout.removeprefix("+ gcloud ").split("\n+ gcloud ")  # and nothing but commands
+        assert all(each.split()[0] in ("compute", "storage") for each in commands)
+        assert commands[-1].endswith(" --quiet\n") or len(commands[-1].splitlines()) == 1
     assert world.calls() == []
 
 

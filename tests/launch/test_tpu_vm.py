@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -30,6 +31,7 @@ def world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[W
     made = World(tmp_path).make()
     for name in ("PATH", "STAND_IN"):
         monkeypatch.setenv(name, made.env[name])
+    monkeypatch.setattr(hosts, "pack", lambda archive: tarfile.open(archive, "w:gz").close())  # of this process alone
     yield made
     made.clear()
 
@@ -58,7 +60,7 @@ def made(world: World, target: Target, job: str) -> watch.Job:
     """Machines that are set up, and what starts a run on them."""
     run = Runner()
     run(gcloud.create(target))
-    hosts.install(target, run)
+    hosts.install(target, run)  # of an empty checkout
     world.job(job)
     line = hosts.command("experiments.train", ["--x"])
     return watch.Job(lambda: hosts.start(target, Runner(), line, everywhere=True))
@@ -297,14 +299,15 @@ def test_results_and_logs_come_back(world: World, four: Target):
 
 def test_a_dry_run_needs_no_gcloud_and_runs_nothing(world: World):
     os.remove(world.folder / "path/gcloud")
-    for command, rest, last in (
+    plans = [
         ("create", [], "queued-resources create vae"),
         ("setup", [], "--command=mkdir"),
         ("train", TRAIN, "experiments.train --config=experiments/configs/vae.py"),
         ("sweep", ["--", "--sweep=launch/examples/train.slurm", "--workdir=gs://r/s"], "--address=HEAD:6379"),
         ("delete", [], "queued-resources delete vae"),
-    ):
-        ended = world.run(command, *MACHINES, "--spot", "--dry_run", *rest)
+    ]
+    calls = world.run_all([[command, *MACHINES, "--spot", "--dry_run", *rest] for command, rest, _ in plans])
+    for (_, _, last), ended in zip(plans, calls, strict=True):
         assert ended.returncode == 0, ended.stderr
         assert last in ended.stdout
         commands = ended.stdout.removeprefix("+ gcloud ").split("\n+ gcloud ")  # and nothing but commands
@@ -345,8 +348,8 @@ REFUSED = {
 
 
 def test_wrong_calls_are_a_sentence_and_change_nothing(world: World):
-    for name, (arguments, words) in REFUSED.items():
-        ended = world.run(*arguments)
+    calls = world.run_all([arguments for arguments, _ in REFUSED.values()])
+    for (name, (_, words)), ended in zip(REFUSED.items(), calls, strict=True):
         assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), (name, ended.stderr)
         assert [word for word in words if word not in ended.stderr] == [], (name, ended.stderr)
     assert set(world.calls()) <= {"get-value"}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
 VERBS = ("create", "delete", "describe", "ssh", "scp", "rsync", "get-value")
@@ -32,6 +33,25 @@ exec sh $STAND_IN/job $(wc -l < ~/started)
 RAY = """\
 #!/bin/sh
 echo "$TPU_PROCESS_BOUNDS $TPU_CHIPS_PER_PROCESS_BOUNDS ray $*" >> ~/ray.log
+"""
+# Forks once for each call, after the imports; tells of each its arguments, exit code, stdout and stderr.
+CALLS = """
+import json, os, runpy, sys, tempfile
+from experiments import cli, settings
+from launch import watch
+watch.POLL = 0.05
+for arguments in json.loads(sys.argv[1]):
+    files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+    pid = os.fork()
+    if pid == 0:
+        for number, file in enumerate(files):
+            os.dup2(file.fileno(), number + 1)
+        sys.argv = ["launch.tpu_vm", *arguments]
+        runpy.run_module("launch.tpu_vm", run_name="__main__", alter_sys=True)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    told = [file.seek(0) or file.read() for file in files]
+    print(json.dumps([arguments, code, *told]), flush=True)
 """
 
 
@@ -108,19 +128,25 @@ class World:
     def text(self, path: str) -> str:
         return (self.folder / path).read_text()
 
-    def run(self, *arguments: str, poll: float = 0.05, seconds: float = 300) -> subprocess.CompletedProcess:
-        """`python -m launch.tpu_vm`, which looks every `poll` seconds."""
-        code = f"import runpy\nfrom launch import watch\nwatch.POLL = {poll}\n"
-        code += "runpy.run_module('launch.tpu_vm', run_name='__main__', alter_sys=True)"
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        """`python -m launch.tpu_vm`, which looks every 0.05 s and not every minute."""
+        (ended,) = self.run_all([arguments])
+        return ended
+
+    def run_all(self, calls: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess]:
+        """The same, one after another, each in a process of its own that need not import what it needs."""
+        ended = subprocess.run(
+            [sys.executable, "-c", CALLS, json.dumps(calls)],
             capture_output=True,
             text=True,
             cwd=ROOT,
             env=self.env,
-            timeout=seconds,
             stdin=subprocess.DEVNULL,
         )
+        assert ended.returncode == 0, ended.stderr
+        told = [json.loads(line) for line in ended.stdout.splitlines()]
+        assert len(told) == len(calls)
+        return [subprocess.CompletedProcess(*each) for each in told]
 
 
 def until(happened: object, seconds: float = 60) -> None:

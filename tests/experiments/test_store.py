@@ -105,11 +105,9 @@ def test_a_stopped_run_goes_on_and_ends_like_one_on_a_disk(command, finished: pa
     assert not [name for name in store.names("digits/") if ".tmp" in name]
 
 
-def test_it_is_evaluated_drawn_and_checked_where_it_lies(command, store: Store):
-    """After the run above: evaluate, generate, report; then a bit flips."""
+def test_it_is_drawn_and_checked_where_it_lies(command, store: Store):
+    """After the run above; then a bit flips."""
     at = "--workdir=gs://runs/digits"
-    command.ok("evaluate", at, "--num_samples=3", "--max_examples=20", **store.env)
-    assert json.loads(store.read("digits/evaluation.json"))["num_examples"] == 20
     command.ok("generate", at, "--what=samples", "--num=4", **store.env)
     assert store.read("digits/figures/samples.npz").startswith(b"PK")
     for name in store.names("digits/checkpoints/last/"):

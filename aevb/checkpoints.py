@@ -1,8 +1,9 @@
 """Checkpoints: saved in the background by Orbax, all or nothing, and never restored unless every byte is the one saved.
 
 Orbax writes a step into a temporary folder and renames it when it is whole, so a killed process leaves the last whole
-step. It does not notice a bit that flips afterwards; so a manifest with the SHA-256 of each file goes into the folder
-before the rename, and is checked before anything is read back.
+step; in an object store (gs://), which has no renames, it writes a marker into the folder instead. It does not notice a
+bit that flips afterwards; so a manifest with the SHA-256 of each file goes into the folder before the rename or the
+marker, and is checked before anything is read back.
 
 Of several processes, which all hold the same state, all take part in a save and the first one writes it: Orbax saves
 what every process could write, and so wants arrays that it knows to be the same everywhere.
@@ -22,6 +23,7 @@ from aevb import processes
 from aevb.errors import InputError
 
 MANIFEST = "sha256.json"
+COMMITTED = "commit_success.txt"  # Orbax's marker of a whole step in an object store
 ITEM = "default"  # where Orbax puts the arrays of a step; beside it are its own notes, which it still writes later
 
 
@@ -37,7 +39,10 @@ class Checkpoints:
     def __init__(self, folder: epath.PathLike, keep: int = 1) -> None:
         import orbax.checkpoint as ocp
 
-        self.folder = epath.Path(folder).absolute()
+        self.folder = epath.Path(folder)
+        self._marked = str(self.folder).startswith("gs://")
+        if not self._marked:
+            self.folder = self.folder.absolute()
         self._ocp = ocp
         self._saving: int | None = None
         self._swept = False
@@ -123,14 +128,22 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Remove what a killed process left of its unfinished saves, once."""
-        if not self._swept and processes.is_first():
-            for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                path.rmtree()
+        if self._swept or not processes.is_first():
+            return
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            path.rmtree()
+        if self._marked:
+            for path in self.folder.glob("[0-9]*"):
+                if not (path / COMMITTED).exists():
+                    path.rmtree()
         self._swept = True
 
     def _write_manifest(self) -> None:
-        """Hash the files of the step under way; Orbax calls this before it renames the folder to its final name."""
-        (folder,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        """Hash the files of the step under way; Orbax calls this before it gives the folder its name or its marker."""
+        if self._marked:
+            folder = self.folder / str(self._saving)
+        else:
+            (folder,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         hashes = {name: _sha256(path) for name, path in _files(folder / ITEM)}
         (folder / MANIFEST).write_text(json.dumps(hashes, indent=1, sort_keys=True))
 

@@ -17,6 +17,7 @@ from aevb.errors import InputError, NonFiniteError, SamplingError
 WRONG_CALL = 2  # the caller can mend it: a flag, a config key, a file
 NON_FINITE = 3  # training left the numbers, or its chains do not sample
 PREEMPTED = 75  # stopped by a signal, nothing broken: the same command goes on
+STORES = ("gcsfs", "google", "aiohttp", "requests")  # whose errors are of gs://
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -48,6 +49,9 @@ def explained(error: BaseException) -> tuple[str, int] | None:
         return str(error), NON_FINITE
     if isinstance(error, Stopped):
         return str(error), PREEMPTED
+    if type(error).__module__.split(".")[0] in STORES:
+        words = f"{type(error).__name__}: {error}"
+        return f"the store cannot be used ({words}): look at network and permissions, and repeat", WRONG_CALL
     if isinstance(error, OSError):
         # No space, no permission, a folder where a file should be: the system's words name path and reason.
         what = error.filename or "a file"

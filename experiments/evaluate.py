@@ -322,7 +322,7 @@ def share_at_ends(split: data.Split) -> float:
 
 def main(argv: list[str]) -> None:
     cli.refuse(argv)
-    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    folder = workdir.at(cli.required("workdir", "runs/digits"))
     split_name = flags.FLAGS.split
     if split_name not in build.SPLITS:
         raise InputError(f"--split is {split_name!r}: choose one of {', '.join(build.SPLITS)}")

@@ -134,7 +134,7 @@ def main(argv: list[str]) -> None:
     from aevb import figures
 
     cli.refuse(argv)
-    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    folder = workdir.at(cli.required("workdir", "runs/digits"))
     what = cli.required("what", "samples")
     if what not in WHAT:
         raise InputError(f"--what is {what!r}: choose one of {', '.join(WHAT)}")

@@ -14,7 +14,7 @@ from etils import epath
 from experiments import cli
 from experiments.captions import CAPTIONS
 from experiments.pages import TEMPLATES, decimal, duration, inlined, read_if_there
-from experiments.workdir import flatten, read_json, read_metrics, write_text
+from experiments.workdir import at, flatten, read_json, read_metrics, write_text
 
 
 def write(workdir: epath.PathLike) -> epath.Path:
@@ -390,7 +390,7 @@ def _pictures(folder: epath.Path) -> list[dict]:
 
 def main(argv: list[str]) -> None:
     cli.refuse(argv)
-    print(write(cli.required("workdir", "runs/digits")))
+    print(write(at(cli.required("workdir", "runs/digits"))))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The end of a run: evaluate, draw, and write summary.json and report.html."""
 
+import io
 import time
 from typing import Any
 
@@ -106,7 +107,7 @@ def show(folder: epath.Path, step: int, evaluation: dict[str, Any]) -> None:
             if evaluation.get(name) is not None:
                 board.add_scalar(f"evaluation/{name}", evaluation[name], step)
         for path in sorted((folder / "figures").glob("[!.]*.png")):
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(path.read_bytes())) as image:
                 board.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
 

@@ -108,6 +108,8 @@ def check_alike(run: Run) -> None:
 
 def _check_room(folder: epath.Path, run: Run) -> None:
     """Refuse to start a run whose checkpoints would not fit: parameters, their optimizer's state and average."""
+    if workdir.in_store(folder):
+        return
     state = jax.eval_shape(run.init_state)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     needed = size * (run.config.train.keep_checkpoints + 3) + 32 * 2**20
@@ -231,7 +233,7 @@ def main(argv: list[str]) -> None:
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     cli.refuse([argument for argument in argv if argument not in overrides])
     path = cli.required("config", "experiments/configs/vae.py")
-    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    folder = workdir.at(cli.required("workdir", "runs/digits"))
     with distributed.joined(*(flags.FLAGS[name].value for name in JOINING)):
         run = build.build(settings.load(path, overrides))
         if jax.process_count() > 1:

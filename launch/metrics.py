@@ -1,6 +1,5 @@
 """The number that trials are judged by, and where a run has written it."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from experiments.pages import read_if_there
 
 # Measured during training only, and which way is better.
 CURVES = {"iwae_bound": 1, "log_marginal": 1, "squared_error": -1, "masked_error": -1}
+BETTER = {name: each.better for name, each in CATALOGUE.items()} | CURVES
 HEADINGS = {
     "iwae_bound": ("IWAE bound", "nats", 2),
     "log_marginal": ("log p(x)", "nats", 2),
@@ -64,9 +64,9 @@ def parse(text: str) -> Metric:
       InputError: no run writes it, or neither side of it is the better one.
     """
     split, _, name = text.partition(" ") if isinstance(text, str) else ("", "", "")
-    better = CURVES.get(name) or (CATALOGUE[name].better if name in CATALOGUE else 0)
+    better = BETTER.get(name, 0)
     if split not in ("validation", "test") or not better:
-        names = [each for each in (*CATALOGUE, *CURVES) if CURVES.get(each) or CATALOGUE[each].better]
+        names = [each for each, side in BETTER.items() if side]
         raise InputError(
             f"metric is {text!r}: give validation or test, and one of {', '.join(names)}, such as 'validation elbo'"
         )
@@ -146,8 +146,3 @@ def others(names: Iterable[str], metric: Metric) -> list[str]:
     """Of the names in evaluation.json those that a page shows beside the metric: where one side is better."""
     shown = [name for name in names if name in CATALOGUE and CATALOGUE[name].better and CATALOGUE[name].heading]
     return sorted((name for name in shown if f"test {name}" != str(metric)), key=catalogue.place)
-
-
-def finite(value: float | None) -> bool:
-    """Whether there is a number."""
-    return value is not None and math.isfinite(value)

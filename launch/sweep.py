@@ -17,7 +17,7 @@ from etils import epath
 
 from aevb.errors import InputError
 from experiments import cli, workdir
-from launch import definition, metrics, packs, trials, tuning
+from launch import definition, metrics, packs, trials, tuning, watching
 from launch.definition import LENGTH, Sweep
 from launch.metrics import Metric
 from launch.trials import BEGUN, FAILED, FINISHED, STOPPED, WAITING, Cost, State, Trial
@@ -25,7 +25,6 @@ from launch.tuning import Resources
 from launch.watching import Plan
 
 SOME_FAILED = 1  # exit code: the page is written, and tells which
-COMMAND = ("-m", "experiments.train")
 PAGE_SECONDS = 60.0  # between two pages of a sweep on its way
 
 
@@ -156,7 +155,7 @@ def make_plan(begun: Begun, needs: Resources) -> Plan:
         metric=begun.metric,
         root=os.fspath(begun.root),
         jobs=[],
-        command=list(COMMAND),
+        command=list(watching.COMMAND),
         cwd=os.getcwd(),
         env=environment(needs),
         cores=0 if needs.gpus or needs.tpus else needs.cpus,

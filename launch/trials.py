@@ -96,7 +96,7 @@ def _word(value: Any) -> str:
         return "x".join(map(_word, value)) or "none"
     if isinstance(value, float):
         return next(text for digits in (6, 17) if float(text := f"{value:.{digits}g}") == value)
-    return re.sub(r"[^A-Za-z0-9.=-]+", "-", str(value))
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", str(value))
 
 
 def arguments(sweep: Sweep, trial: Trial) -> list[str]:

@@ -24,6 +24,7 @@ from launch.definition import Sweep, rounded
 from launch.metrics import Metric
 from launch.trials import Trial
 
+COMMAND = ("-m", "experiments.train")
 HELD = pathlib.Path(__file__).with_name("held.py")
 RETRIES = 3  # of a process that ended as it should not
 RETRIES_OF_NON_FINITE = 1  # the same steps give the same numbers, but where the hardware is not exact

@@ -234,19 +234,20 @@ def rounded(value: Any) -> Any:
 def expand(sweep: Sweep) -> list[dict[str, Any]]:
     """The values that make each trial; those of a random search too, which are the same each time."""
     if sweep.distributions:
-        return [_draw(sweep, number) for number in range(sweep.budget.num_trials)]
+        integers = {key for key in sweep.distributions if whole(sweep, key)}
+        return [_draw(sweep, number, integers) for number in range(sweep.budget.num_trials)]
     combinations = [dict(zip(sweep.grid, each, strict=True)) for each in itertools.product(*sweep.grid.values())]
     return [dict(listed) | each for listed in sweep.trials or [{}] for each in combinations]
 
 
-def _draw(sweep: Sweep, number: int) -> dict[str, Any]:
+def _draw(sweep: Sweep, number: int, integers: set[str]) -> dict[str, Any]:
     """The values of the trial with this number of a random search."""
     source, values = random.Random(f"trial {number}"), {}
     for key, each in sweep.distributions.items():
         if isinstance(each, Choice):
             values[key] = source.choice(list(each.values))
             continue
-        share, integer = source.random(), whole(sweep, key)
+        share, integer = source.random(), key in integers
         low, high = (each.low, each.high + 1) if integer else each
         value = low * (high / low) ** share if isinstance(each, LogUniform) else low + share * (high - low)
         values[key] = min(math.floor(value), int(each.high)) if integer else rounded(value)

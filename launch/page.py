@@ -11,7 +11,7 @@ from etils import epath
 from experiments import pages
 from experiments.catalogue import CATALOGUE
 from experiments.workdir import write_csv, write_text
-from launch import definition, metrics, results
+from launch import metrics, results
 from launch.definition import LENGTH, Sweep
 from launch.metrics import Metric
 from launch.results import Mean, Result, Setting
@@ -24,7 +24,9 @@ TEMPLATES = pages.TEMPLATES.overlay(
 )
 
 
-def write(sweep: Sweep, metric: Metric, root: epath.Path, trials: Sequence[Trial], num: int, command: str) -> epath.Path:
+def write(
+    sweep: Sweep, metric: Metric, root: epath.Path, trials: Sequence[Trial], num: int, command: str
+) -> epath.Path:
     """Write both from what the trials have left in their folders so far, each all or nothing; the page's path.
 
     Args:
@@ -139,9 +141,10 @@ def _pictures(
     keys = [key for key in sweep.keys if key != "seed"]
     keys = [key for key in keys if len({str(each.values[key]) for each in settings}) > 1]
     if best is not None and keys:
-        words = f"{metric.heading} at the end of training against what varies; {_side(metric)} is better."
+        name = f"{metric.heading} against what varies"
+        words = f"{metric.heading} at the end of training; {_side(metric)} is better."
         words += " Bars are the 95 % t interval of the mean over seeds." if best.score.half is not None else ""
-        drawn.append((f"{metric.heading} against what varies", words, sweep_figures.against(settings, keys, metric, best)))
+        drawn.append((name, words, sweep_figures.against(settings, keys, metric, best)))
     of = results.curve_of(metric, found)
     figure = sweep_figures.curves(settings, of, best) if of else None
     if figure is not None:
@@ -230,9 +233,7 @@ def _trials(metric: Metric, found: Sequence[Result]) -> list[dict[str, str]]:
     return rows
 
 
-def _conventions(
-    sweep: Sweep, metric: Metric, found: Sequence[Result], settings: Sequence[Setting]
-) -> list[str]:
+def _conventions(sweep: Sweep, metric: Metric, found: Sequence[Result], settings: Sequence[Setting]) -> list[str]:
     """Sentences: how the numbers were made."""
     budget, told = sweep.budget, [f"Trials are judged by {metric.heading}: {_side(metric)} is better."]
     if any(len(each.results) > 1 for each in settings):
@@ -243,15 +244,12 @@ def _conventions(
         )
     if metric.split == "test" and len(settings) > 1:
         told.append("The best is chosen on the test split, so its own number there is too good.")
-    told.append(
-        f"Each trial trains for {'as many epochs as it says' if LENGTH in sweep.keys else f'{budget.num_epochs:g} epochs'}"
-        + (
-            f"; from {budget.grace_epochs:g} epochs on, what is behind the best one in {budget.reduction} of those that "
-            "came as far is stopped early (ASHA)."
-            if budget.grace_epochs
-            else "."
-        )
+    length = "as many epochs as it says" if LENGTH in sweep.keys else f"{budget.num_epochs:g} epochs"
+    early = (
+        f"; from {budget.grace_epochs:g} epochs on, what is behind the best one in {budget.reduction} of those that came "
+        "as far is stopped early (ASHA)"
     )
+    told.append(f"Each trial trains for {length}{early if budget.grace_epochs else ''}.")
     if sweep.distributions:
         told.append(f"The values are drawn by {'Optuna’s TPE' if sweep.search == 'optuna' else 'chance'}.")
     evaluation = next((each.evaluation for each in found if each.evaluation), None)

@@ -262,7 +262,7 @@ def main(argv: list[str]) -> None:
     if failed:
         named = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
         why = states[failed[0]].reason or "it did not end"
-        cli.fail(f"{len(failed)} of {begun.num_trials} trials failed, {named}, the first of them by: {why}", SOME_FAILED)
+        cli.fail(f"{len(failed)} of {begun.num_trials} trials failed, {named}; the first by: {why}", SOME_FAILED)
 
 
 if __name__ == "__main__":

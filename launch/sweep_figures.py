@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 
-from aevb.figures import BLUE, DPI, FONT, GREY, INK, ORANGE, WIDTH, Panel, compared_curves, short
+from aevb.figures import BLUE, DPI, FONT, INK, ORANGE, WIDTH, Panel, compared_curves, short
 from aevb.figures.style import style_axes
 from launch import results
 from launch.metrics import Metric

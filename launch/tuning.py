@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from aevb.errors import InputError
 from experiments import cli
-from launch import definition, trials
+from launch import definition
 from launch.definition import Choice, LogUniform, Sweep
 from launch.trials import Trial
 from launch.watching import Plan
@@ -43,7 +43,8 @@ class Resources(NamedTuple):
 
     def __str__(self) -> str:
         told = [f"{self.cpus} CPU core{'s' * (self.cpus != 1)}"]
-        told += [f"{num:g} {name}{'s' * (num > 1)}" for num, name in ((self.gpus, "GPU"), (self.tpus, "TPU chip")) if num]
+        others = ((self.gpus, "GPU"), (self.tpus, "TPU chip"))
+        told += [f"{num:g} {name}{'s' * (num > 1)}" for num, name in others if num]
         return " and ".join(told)
 
 
@@ -124,9 +125,8 @@ def check_fits(nodes: Sequence[dict[str, float]], needs: Resources) -> None:
     over = next((kind for kind, num in asked.items() if num > most[kind]), None)
     if over is None:
         raise InputError(f"no node has {needs} together: ask for less of one of them")
-    raise InputError(
-        f"--{over.lower()}s_per_trial is {asked[over]:g}, and no node has more than {most[over]:g}: give at most as many"
-    )
+    flag = f"--{over.lower()}s_per_trial"
+    raise InputError(f"{flag} is {asked[over]:g}, and no node has more than {most[over]:g}: give at most as many")
 
 
 def slots(nodes: Sequence[dict[str, float]], needs: Resources) -> int:
@@ -136,7 +136,11 @@ def slots(nodes: Sequence[dict[str, float]], needs: Resources) -> int:
 
 
 def run(
-    plan: Plan, needs: Resources, side_by_side: int, again: Sequence[Trial], told: Callable[[Trial, dict[str, Any] | None], None]
+    plan: Plan,
+    needs: Resources,
+    side_by_side: int,
+    again: Sequence[Trial],
+    told: Callable[[Trial, dict[str, Any] | None], None],
 ) -> str:
     """Run all jobs to their ends.
 
@@ -269,7 +273,7 @@ def _listener(plan: Plan, told: Callable[[Trial, dict[str, Any] | None], None]) 
     from ray import tune
 
     class Listener(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # Tune's names
             result = trial.last_result or {}
             stopped = {
                 "status": "stopped early",

@@ -1,6 +1,6 @@
 """How many latent dimensions digits need: six numbers of them, three seeds each.
 
-    python -m launch.sweep --sweep=launch/sweeps/latent_dim.py --workdir=runs/latent_dim
+python -m launch.sweep --sweep=launch/sweeps/latent_dim.py --workdir=runs/latent_dim
 """
 
 from launch.definition import Budget, Sweep

@@ -1,6 +1,6 @@
 """Learning rates of digits, drawn over three decades; what is behind the best third is stopped early.
 
-    python -m launch.sweep --sweep=launch/sweeps/learning_rate.py --workdir=runs/learning_rate
+python -m launch.sweep --sweep=launch/sweeps/learning_rate.py --workdir=runs/learning_rate
 """
 
 from launch.definition import Budget, LogUniform, Sweep

@@ -1,6 +1,6 @@
 """A search by Optuna over what matters most of the model of digits.
 
-    python -m launch.sweep --sweep=launch/sweeps/search.py --workdir=runs/search
+python -m launch.sweep --sweep=launch/sweeps/search.py --workdir=runs/search
 """
 
 from launch.definition import Budget, Choice, LogUniform, Sweep, Uniform

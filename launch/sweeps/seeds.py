@@ -1,6 +1,6 @@
 """What the seed does: the model of digits eight times, for an error bar; with --packed they train as one program.
 
-    python -m launch.sweep --sweep=launch/sweeps/seeds.py --workdir=runs/seeds --packed
+python -m launch.sweep --sweep=launch/sweeps/seeds.py --workdir=runs/seeds --packed
 """
 
 from launch.definition import Budget, Sweep

@@ -1,6 +1,6 @@
 """A stand-in for experiments.train without JAX: the same arguments, files, exit codes and manners, in no time.
 
-What it does is in its config's `data.dir`: `fine`, `slow` (takes a second a step), `non_finite`, `wrong` (a wrong call),
+What it does is in its config's `data.dir`: `fine`, `slow` (half a second a step), `non_finite`, `wrong` (a wrong call),
 `crash_once` (exit code 1 at its first start), `killed` (by SIGKILL at every start). Each step that is made is a line of
 `DIR.steps`, beside the folder, so that a test sees what was repeated.
 """
@@ -44,7 +44,7 @@ def main():
         for step in range(first + 1, NUM_STEPS + 1):
             steps.write(f"{step}\n")
             steps.flush()
-            time.sleep(1.0 if kind == "slow" else 0.01)
+            time.sleep(0.5 if kind == "slow" else 0.01)
             if step == 4 and kind == "non_finite":
                 leave("step 4 has loss nan: the run stops here", 3)
             if step == 4 and kind == "crash_once" and first < 3:

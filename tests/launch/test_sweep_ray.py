@@ -144,7 +144,7 @@ def test_killed_halfway_and_a_node_lost_every_trial_is_done_once(call, cluster, 
     assert "step 4 has loss nan" in (root / "sweep.html").read_text()
 
     before = {path: path.stat().st_mtime_ns for path in root.glob("trials/**/*")}
-    code, out, error = call(KINDS, root)
+    code, _, error = call(KINDS, root)
     assert (code, error[:20]) == (1, "1 of 6 trials failed")
     assert {path: path.stat().st_mtime_ns for path in root.glob("trials/**/*")} == before
 

@@ -246,8 +246,8 @@ def _conventions(sweep: Sweep, metric: Metric, found: Sequence[Result], settings
         told.append("The best is chosen on the test split, so its own number there is too good.")
     length = "as many epochs as it says" if LENGTH in sweep.keys else f"{budget.num_epochs:g} epochs"
     early = (
-        f"; from {budget.grace_epochs:g} epochs on, what is behind the best one in {budget.reduction} of those that came "
-        "as far is stopped early (ASHA)"
+        f"; from {budget.grace_epochs:g} epochs on, what is behind the best one in {budget.reduction} of those that "
+        "came as far is stopped early (ASHA)"
     )
     told.append(f"Each trial trains for {length}{early if budget.grace_epochs else ''}.")
     if sweep.distributions:

@@ -8,6 +8,8 @@ repeats nothing that is done. `--dry_run` prints the trials and their cost, and 
 
 import dataclasses
 import os
+import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,9 +57,9 @@ def begin(path: str, root: epath.Path) -> Begun:
       InputError: the sweep cannot be used, or the folder holds another.
     """
     sweep = definition.read(path)
+    _check_folder(root, sweep)
     try:
         metric = metrics.parse(sweep.metric)
-        _check_folder(root, sweep)
         drawn = sweep.drawn_later
         found = trials.begun(root, sweep) if drawn else trials.known(sweep)
         asked = found or [trials.make(sweep, definition.first(sweep))]
@@ -132,10 +134,12 @@ def _progress(state: State, cost: Cost) -> str:
     return state.status + (at if state.step < cost.num_steps else "") + again
 
 
-def resources() -> Resources:
-    """What the flags give each trial."""
-    given = flags.FLAGS
-    return Resources(given.cpus_per_trial, given.gpus_per_trial, given.tpus_per_trial)
+def resources(num_packs: int) -> Resources:
+    """What the flags give each trial; fewer packs than cores share these, where nothing is said and Ray starts here."""
+    given, cpus = flags.FLAGS, flags.FLAGS.cpus_per_trial
+    if num_packs and not (flags.FLAGS["cpus_per_trial"].present or given.address):
+        cpus = max(1, tuning.num_cores() // num_packs)
+    return Resources(cpus, given.gpus_per_trial, given.tpus_per_trial)
 
 
 def environment(needs: Resources) -> dict[str, str]:
@@ -218,13 +222,14 @@ def write_page(begun: Begun) -> epath.Path:
 
     if begun.sweep.drawn_later:
         begun = dataclasses.replace(begun, trials=trials.begun(begun.root, begun.sweep))
-    command = f"python -m launch.sweep --sweep={flags.FLAGS.sweep} --workdir={begun.root}"
+    command = shlex.join(["python", "-m", "launch.sweep", *sys.argv[1:]])
     return page.write(begun.sweep, begun.metric, begun.root, begun.trials, begun.num_trials, command)
 
 
-def train(begun: Begun, needs: Resources, is_packed: bool) -> str:
+def train(begun: Begun, is_packed: bool) -> str:
     """Bring every trial to its end; the signal that stopped it before, if one has."""
     groups = groups_of(begun) if is_packed else None
+    needs = resources(len(groups or ()))
     with tuning.connected(flags.FLAGS.address, needs) as nodes:
         side_by_side = tuning.slots(nodes, needs)
         begun.root.mkdir(parents=True, exist_ok=True)
@@ -234,7 +239,10 @@ def train(begun: Begun, needs: Resources, is_packed: bool) -> str:
                 if not trials.state(begun.root, each).final:
                     trials.forget(begun.root, each)
             plan = jobs_of(begun, make_plan(begun, needs), groups)
-            print(f"{begun.root}: {begun.num_trials} trials, {side_by_side} side by side, each on {needs}", flush=True)
+            what = f"{len(groups)} packs of {begun.num_trials} trials" if groups else f"{begun.num_trials} trials"
+            print(f"{begun.root}: {what}, {side_by_side} side by side, each on {needs}", flush=True)
+            if idle := tuning.idle(nodes, needs):
+                print(f"no trial is given a {idle}, and there are some: --{idle.lower()}s_per_trial=1", flush=True)
             return tuning.run(plan, needs, side_by_side, begun.trials, Teller(begun))
 
 
@@ -251,7 +259,7 @@ def main(argv: list[str]) -> None:
     states = begun.states()
     if len(states) < begun.num_trials or trials.to_do(states):
         tuning.check_installed(begun.sweep)
-        stopped = train(begun, resources(), is_packed)
+        stopped = train(begun, is_packed)
     page = write_page(begun)
     if stopped:
         cli.fail(f"stopped by {stopped}, saved: run the same command to go on, or look at {page}", cli.PREEMPTED)

@@ -201,13 +201,15 @@ def costs(trials: Sequence[Trial]) -> dict[str, Cost]:
 
     jax.config.update("jax_platforms", "cpu")  # the accelerators are the trials'
     datasets: dict[str, Any] = {}
-    found = {}
+    found, built = {}, set()
     for trial in trials:
         config = settings.conform(trial.config, "--config")
         read = [(key, value) for key, value in trial.config.items() if key.startswith("data")]
         try:
             dataset = datasets.get(str(read)) or datasets.setdefault(str(read), build.load_data(config))
-            build.build(config, dataset)
+            if trial.setting not in built:  # the seed changes nothing of it
+                build.build(config, dataset)
+                built.add(trial.setting)
         except InputError as error:
             raise InputError(f"trial {trial.name}: {error}") from None
         per_epoch = len(dataset.train.examples) / trial.config["train.batch_size"]

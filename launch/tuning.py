@@ -70,7 +70,7 @@ def connected(address: str | None, needs: Resources) -> Iterator[list[dict[str, 
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
-    quiet = {"include_dashboard": False, "object_store_memory": START_MEMORY, "num_cpus": _cores()}
+    quiet = {"include_dashboard": False, "object_store_memory": START_MEMORY, "num_cpus": num_cores()}
     if address:
         _check_answers(address)
         quiet = {"address": address}
@@ -89,7 +89,8 @@ def connected(address: str | None, needs: Resources) -> Iterator[list[dict[str, 
         ray.shutdown()
 
 
-def _cores() -> int:
+def num_cores() -> int:
+    """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -127,6 +128,14 @@ def check_fits(nodes: Sequence[dict[str, float]], needs: Resources) -> None:
         raise InputError(f"no node has {needs} together: ask for less of one of them")
     flag = f"--{over.lower()}s_per_trial"
     raise InputError(f"{flag} is {asked[over]:g}, and no node has more than {most[over]:g}: give at most as many")
+
+
+def idle(nodes: Sequence[dict[str, float]], needs: Resources) -> str:
+    """The kind of accelerator that nodes have and no trial is given; empty where there is none."""
+    given = {"GPU": needs.gpus, "TPU": needs.tpus}
+    if any(given.values()):
+        return ""
+    return next((kind for kind in given if any(node.get(kind, 0) for node in nodes)), "")
 
 
 def slots(nodes: Sequence[dict[str, float]], needs: Resources) -> int:

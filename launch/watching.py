@@ -107,7 +107,8 @@ class Watch:
         self.rows, self.size, self.told = [], 0, 0  # of metrics.jsonl
         self.score: float | None = None
         self.resources = contextlib.ExitStack()
-        self.open = [each for each in job.trials if not trials.state(plan.folder, each).final]
+        self.asked = [each for each in job.trials if not trials.state(plan.folder, each).final]
+        self.open = self.asked
 
     def tell(self) -> dict[str, Any]:
         """What is new, after as long as it takes to know, but at most a few seconds."""
@@ -192,13 +193,19 @@ class Watch:
         self.attempts[code] = self.attempts.get(code, 0) + 1
         if ran and code and self._worth_another(code):
             return None
-        outcomes = {each.name: self._outcome(each, code) for each in self.open}
-        failed = [name for name, each in outcomes.items() if each["status"] == trials.FAILED]
+        outcomes = {each.name: self._outcome(each, code) for each in self.asked}
         if ran and "://" in self.plan.root:
             trials.log(self.plan.folder, self.job.trials[0]).write_text(self._log().read_text())
-        found = metrics.score(trials.folder(self.plan.folder, self.job.trials[0]), self.plan.metric)
-        self.score = None if failed or found is None else found[0]
-        return {"score": self.score, "outcomes": outcomes, "done": True}
+        return {"score": self._final_score(outcomes), "outcomes": outcomes, "done": True}
+
+    def _final_score(self, outcomes: Mapping[str, Mapping[str, Any]]) -> float | None:
+        """Of the first trial; None where it has failed, now or before."""
+        trial = self.job.trials[0]
+        status = (
+            outcomes[trial.name]["status"] if trial.name in outcomes else trials.state(self.plan.folder, trial).status
+        )
+        found = metrics.score(trials.folder(self.plan.folder, trial), self.plan.metric)
+        return None if status == trials.FAILED or found is None else found[0]
 
     def _worth_another(self, code: int) -> bool:
         """Whether the same command may come further: not after a wrong call, and not for ever."""

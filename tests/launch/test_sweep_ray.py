@@ -127,7 +127,7 @@ def test_killed_halfway_and_a_node_lost_every_trial_is_done_once(call, cluster, 
     call.begin(KINDS, root)
     wait_for(lambda: len(ended_at(root)) > len(first) and any(0 < len(steps(root, name)) < 6 for name in slow[1:]))
     cluster.send_signal(signal.SIGUSR1)
-    code, out, error = call.end()
+    code, _, error = call.end()
     assert cluster.stdout.readline() == "killed\n"
     assert code == 1, error
     assert error.startswith("1 of 6 trials failed, dirnon_finite_seed0")

@@ -145,4 +145,5 @@ def score(folder: epath.Path, metric: Metric) -> tuple[float, float | None] | No
 def others(names: Iterable[str], metric: Metric) -> list[str]:
     """Of the names in evaluation.json those that a page shows beside the metric: where one side is better."""
     shown = [name for name in names if name in CATALOGUE and CATALOGUE[name].better and CATALOGUE[name].heading]
+    shown = [name for name in shown if name != "log_likelihood"]  # one part of the bound without the other
     return sorted((name for name in shown if f"test {name}" != str(metric)), key=catalogue.place)

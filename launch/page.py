@@ -42,7 +42,7 @@ def write(
     write_csv(root / TABLE, *results.table(sweep, metric, found))
     page = TEMPLATES.get_template("sweep.html.jinja").render(
         title=_title(sweep, found),
-        status=_status(found, num),
+        status=f"{sweep.config} · {_length(sweep)} a trial · judged by {metric.heading}",
         headline=_headline(metric, found, settings, best, num),
         pictures=_pictures(sweep, metric, found, settings, best),
         columns=_columns(sweep, metric, found),
@@ -69,6 +69,10 @@ def _title(sweep: Sweep, found: Sequence[Result]) -> str:
     return f"{' and '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)} · {dataset}"
 
 
+def _length(sweep: Sweep) -> str:
+    return "its own number of epochs" if LENGTH in sweep.keys else f"{sweep.budget.num_epochs:g} epochs"
+
+
 def _count(found: Sequence[Result], status: str) -> int:
     return sum(each.state.status == status for each in found)
 
@@ -79,7 +83,7 @@ def _status(found: Sequence[Result], num: int) -> str:
     parts = [f"{_count(found, status)} {words}" for status, words in told if _count(found, status)]
     waiting = num - len(found) + _count(found, WAITING)
     parts += [f"{waiting} to do"] if waiting else []
-    return f"{num} trials: {', '.join(parts)}"
+    return ", ".join(parts)
 
 
 def _shown(mean: Mean | None, digits: int) -> dict[str, str]:
@@ -142,14 +146,14 @@ def _pictures(
     keys = [key for key in keys if len({str(each.values[key]) for each in settings}) > 1]
     if best is not None and keys:
         name = f"{metric.heading} against what varies"
-        words = f"{metric.heading} at the end of training; {_side(metric)} is better."
+        words = f"At the end of training; {_side(metric)} is better."
         words += " Bars are the 95 % t interval of the mean over seeds." if best.score.half is not None else ""
         drawn.append((name, words, sweep_figures.against(settings, keys, metric, best)))
     of = results.curve_of(metric, found)
     figure = sweep_figures.curves(settings, of, best) if of else None
     if figure is not None:
-        words = f"Learning curves, a line a trial: {of.heading}; {_side(of)} is better."
-        drawn.append(("Learning curves", words, figure))
+        words = f"During training, a line a trial; {_side(of)} is better."
+        drawn.append((f"{of.heading} in training", words, figure))
     return [{"name": name, "caption": words, "data": _inlined(figure)} for name, words, figure in drawn]
 
 
@@ -200,6 +204,8 @@ def _rows(
         cells += [_shown(each.mean(name), CATALOGUE[name].digits) for name in others]
         states = [result.state.status for result in each.results]
         odd = dict.fromkeys(status for status in states if status != FINISHED)
+        alone = each.results[0] if len(states) == 1 else None
+        seen = results.last(alone, metric) if alone and alone.score is None else None
         rows.append(
             {
                 "values": [said(value) for value in each.values.values()],
@@ -207,10 +213,17 @@ def _rows(
                 "best": each is best and len(settings) > 1,
                 "cells": cells,
                 "time": pages.duration(sum(seconds) / len(seconds)) if seconds else "",
-                "status": ", ".join(f"{states.count(status)} {status}" for status in odd),
+                "seen": "" if seen is None else pages.decimal(seen, metric.digits),
+                "status": _at(alone) if alone else ", ".join(f"{states.count(status)} {status}" for status in odd),
             }
         )
     return rows
+
+
+def _at(result: Result) -> str:
+    """What became of a trial that has not finished."""
+    told, step = result.state.status, result.state.step
+    return "" if told == FINISHED else f"{told}, step {step:,}" if step else told
 
 
 def _trials(metric: Metric, found: Sequence[Result]) -> list[dict[str, str]]:
@@ -218,12 +231,11 @@ def _trials(metric: Metric, found: Sequence[Result]) -> list[dict[str, str]]:
     rows = []
     for each in found:
         value = each.score if each.score is not None else results.last(each, metric)
-        at_end = each.score is not None
         seconds = each.summary.get("train_seconds")
         rows.append(
             {
                 "name": each.trial.name,
-                "status": each.state.status + ("" if at_end else f", step {each.state.step:,}"),
+                "status": _at(each) or FINISHED,
                 "value": "" if value is None else pages.decimal(value, metric.digits),
                 "stderr": "" if each.stderr is None else pages.decimal(each.stderr, metric.digits),
                 "epochs": f"{each.trial.config[LENGTH]:g}",
@@ -244,12 +256,11 @@ def _conventions(sweep: Sweep, metric: Metric, found: Sequence[Result], settings
         )
     if metric.split == "test" and len(settings) > 1:
         told.append("The best is chosen on the test split, so its own number there is too good.")
-    length = "as many epochs as it says" if LENGTH in sweep.keys else f"{budget.num_epochs:g} epochs"
     early = (
         f"; from {budget.grace_epochs:g} epochs on, what is behind the best one in {budget.reduction} of those that "
         "came as far is stopped early (ASHA)"
     )
-    told.append(f"Each trial trains for {length}{early if budget.grace_epochs else ''}.")
+    told.append(f"Each trial trains for {_length(sweep)}{early if budget.grace_epochs else ''}.")
     if sweep.distributions:
         told.append(f"The values are drawn by {'Optuna’s TPE' if sweep.search == 'optuna' else 'chance'}.")
     evaluation = next((each.evaluation for each in found if each.evaluation), None)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from aevb.figures import BLUE, DPI, FONT, INK, ORANGE, WIDTH, Panel, compared_curves, short
 from aevb.figures.style import style_axes
@@ -21,10 +22,9 @@ GRID = {"axis": "y", "color": "#E6E8EA", "linewidth": 0.8}
 FAR = 4.0  # times the distance from the best to the middle: what lies further behind is not drawn, but counted
 
 
-def label(key: str, values: Sequence[str] = ()) -> str:
-    """A key as it stands beside an axis: `latent dim`."""
-    leaf = key if key.split(".")[-1] in ("name", *values) else key.split(".")[-1]
-    return leaf.replace("_", " ").replace(".", " ")
+def label(key: str) -> str:
+    """A key as it stands beside an axis: `latent dim`, `learner`."""
+    return key.removesuffix(".name").split(".")[-1].replace("_", " ")
 
 
 def said(value: Any) -> str:
@@ -59,7 +59,8 @@ def against(found: Sequence[Setting], keys: Sequence[str], metric: Metric, best:
         style_axes(axes, label(key), f"{metric.heading}{unit}" if place % columns == 0 else "")
         axes.grid(**GRID)
         place_of = _horizontal(axes, [each.values[key] for each in found])
-        _dots(axes, found, key, place_of, metric, best, joined=len(keys) == 1)
+        numbers = all(isinstance(each.values[key], (int, float)) for each in found)
+        _dots(axes, found, key, place_of, metric, best, joined=len(keys) == 1 and numbers)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.ticklabel_format(axis="y", useOffset=False) if axes.get_yscale() == "linear" else None
     for axes in panels[len(keys) :]:
@@ -75,6 +76,8 @@ def against(found: Sequence[Setting], keys: Sequence[str], metric: Metric, best:
 def _horizontal(axes: Axes, values: Sequence[Any]) -> dict[str, float]:
     """Lay out the values of a key along the horizontal axis; where each of them stands."""
     distinct = list({str(value): value for value in values}.values())
+    if all(isinstance(value, list) for value in distinct):
+        distinct.sort()
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in distinct):
         axes.set_xticks(range(len(distinct)), [short(said(value)) for value in distinct])
         axes.set_xlim(-0.6, len(distinct) - 0.4)
@@ -86,6 +89,9 @@ def _horizontal(axes: Axes, values: Sequence[Any]) -> dict[str, float]:
     if wide:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        if max(distinct) < 100 * min(distinct):  # hardly two powers of ten
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     if len(distinct) <= 8:
         axes.set_xticks(distinct, [said(value) for value in distinct])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -110,7 +116,8 @@ def _dots(
     each_trial = [(place_of[str(s.values[key])], r) for s in found for r in s.results]
     done = np.array([(x, r.score) for x, r in each_trial if r.score is not None])
     if several and len(done):
-        axes.plot(*done.T, "o", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="a trial")
+        beside = axes.transData + ScaledTranslation(9 / 72, 0, axes.figure.dpi_scale_trans)
+        axes.plot(*done.T, "o", color="#6FAFD8", markersize=5, markeredgewidth=0, transform=beside, label="a trial")
     means = [(place_of[str(each.values[key])], each) for each in found if each.score]
     means.sort(key=lambda pair: pair[0])
     if means:
@@ -182,7 +189,8 @@ def curves(found: Sequence[Setting], metric: Metric, best: Setting | None) -> Fi
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if starred in lines:
         handles, words = axes.get_legend_handles_labels()
-        axes.legend([handles[words.index(starred)]], [f"best: {short(starred)}"], loc="lower left", frameon=False,
+        said_of = f"best: {starred}" if len(starred) <= 40 else "the best setting"
+        axes.legend([handles[words.index(starred)]], [said_of], loc="lower left", frameon=False,
                     bbox_to_anchor=(-0.02, 1), fontsize=FONT - 1, borderpad=0, labelcolor=INK)  # fmt: skip
     return figure
 

@@ -8,9 +8,9 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    second = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    second = cluster.add_node(**node)
     cluster.wait_for_nodes()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     print(cluster.address, flush=True)

@@ -27,7 +27,7 @@ from launch.tuning import Resources
 from launch.watching import Plan
 
 SOME_FAILED = 1  # exit code: the page is written, and tells which
-PAGE_SECONDS = 60.0  # between two pages of a sweep on its way
+PAGE_SECONDS = 120.0  # between two pages of a sweep on its way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +274,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    cli.leave_on_signal()  # but where trials run, which are to save
     flags.DEFINE_string("sweep", None, "A file of launch/sweeps, or your own.")
     flags.DEFINE_string("workdir", None, "The sweep's folder; made if it is not there.")
     flags.DEFINE_string("address", None, "HOST:PORT of the head of a Ray cluster, or auto; else Ray starts here.")

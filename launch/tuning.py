@@ -70,14 +70,16 @@ def connected(address: str | None, needs: Resources) -> Iterator[list[dict[str, 
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
-    quiet = {"include_dashboard": False, "object_store_memory": START_MEMORY, "num_cpus": num_cores()}
+    given: dict[str, Any] = {"address": address}
     if address:
         _check_answers(address)
-        quiet = {"address": address}
+    else:
+        given = {"address": "local", "include_dashboard": False, "num_cpus": num_cores()}
+        given["object_store_memory"] = START_MEMORY
     try:
         with warnings.catch_warnings(action="ignore"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
+    except Exception as error:  # Ray raises bare ones, too
         at = f"--address={address} cannot be used" if address else "Ray does not start here"
         advice = "start Ray on this machine too, and give the head's HOST:PORT" if address else "see /tmp/ray"
         raise InputError(f"{at} ({str(error).splitlines()[0]}): {advice}") from None

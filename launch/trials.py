@@ -11,7 +11,7 @@ from etils import epath
 from aevb.errors import InputError
 from experiments import settings, workdir
 from launch import definition
-from launch.definition import Sweep
+from launch.definition import Choice, Sweep
 
 # How far a trial has come.
 FINISHED, STOPPED, FAILED, BEGUN, WAITING = "finished", "stopped early", "failed", "begun", "waiting"
@@ -169,11 +169,21 @@ def begun(root: epath.Path, sweep: Sweep) -> list[Trial]:
         told = workdir.read_json(path)
         values = told["values"] if path.parent.name == "trials" else settings.flatten(told)
         try:
-            trial = make(sweep, {key: values[key] for key in sweep.keys})
+            trial = make(sweep, _as_drawn(sweep, {key: values[key] for key in sweep.keys}))
         except (KeyError, TypeError):
             raise InputError(f"{path} is of no trial of this sweep: give another --workdir") from None
         found.setdefault(trial.name, trial)
     return list(found.values())
+
+
+def _as_drawn(sweep: Sweep, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a trial's config as the search draws them: a Choice may have `"(30, 20)"` for `[30, 20]`."""
+    told = dict(values)
+    for key, each in sweep.distributions.items():
+        if isinstance(each, Choice):
+            read = (settings.flatten(sweep.load({key: option}).to_dict())[key] for option in each.values)
+            told[key] = next((o for o, value in zip(each.values, read, strict=True) if value == told[key]), told[key])
+    return told
 
 
 def to_do(states: Mapping[str, State]) -> list[str]:

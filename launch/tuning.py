@@ -82,7 +82,7 @@ def connected(address: str | None, needs: Resources) -> Iterator[list[dict[str, 
     except Exception as error:  # Ray raises bare ones, too
         at = f"--address={address} cannot be used" if address else "Ray does not start here"
         advice = "start Ray on this machine too, and give the head's HOST:PORT" if address else "see /tmp/ray"
-        raise InputError(f"{at} ({str(error).splitlines()[0]}): {advice}") from None
+        raise InputError(f"{at} ({(str(error).splitlines() or [type(error).__name__])[0]}): {advice}") from None
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         check_fits(nodes, needs)

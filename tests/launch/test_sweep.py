@@ -183,13 +183,16 @@ def test_what_is_done_is_not_done_again(tmp_path):
 
 
 def test_a_search_finds_the_trials_that_it_has_begun(tmp_path):
-    root, told = epath.Path(tmp_path), drawn("optuna")
-    values = {LR: 0.00123, "model.latent_dim": 3, "model.activation": "relu", "bound.kl_weight": 0.75}
-    first, second = (trials.make(told, values | {"model.latent_dim": dim}) for dim in (3, 5))
+    distributions = {"model.latent_dim": Uniform(2, 5), "model.hidden": Choice(["(30,)", "(20, 10)"])}
+    root, told = epath.Path(tmp_path), drawn("optuna", distributions=distributions)
+    first, second = (trials.make(told, {"model.latent_dim": dim, "model.hidden": "(20, 10)"}) for dim in (3, 5))
     leave(trials.folder(root, first), first)
     trials.record(root, second, trials.FAILED, "wrong", False)
     trials.record(root, first, trials.STOPPED, "behind", True)
-    assert [each.values for each in trials.begun(root, told)] == [first.values, second.values]
+    found = trials.begun(root, told)
+    assert [each.values for each in found] == [first.values, second.values]
+    assert found[0].values == {"model.latent_dim": 3, "model.hidden": [20, 10]}
+    assert [each.given for each in found] == [first.given, second.given]  # as Optuna knows them
     assert trials.begun(root / "none", told) == []
 
 

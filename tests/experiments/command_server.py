@@ -17,6 +17,8 @@ import signal
 import sys
 import threading
 
+MODULES = ("experiments.train", "aevb.figures", "matplotlib.figure", "sklearn.datasets", "tensorboardX")
+
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 
 
@@ -50,7 +52,7 @@ def become(call: dict) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("experiments.train", "aevb.figures", "matplotlib.figure", "sklearn.datasets", "tensorboardX"):
+    for name in (*MODULES, *sys.argv[1:]):
         importlib.import_module(name)
     gc.freeze()
     print("ready", flush=True)

@@ -2,9 +2,9 @@
 
 python -m experiments.train --config=experiments/configs/mae.py:mnist --workdir=runs/mae
 
-MNIST, seed 0: a linear probe of the codes (`experiments.evaluate --downstream`) finds 95.58 +- 0.21 % of the test
-classes, untrained 76.43 +- 0.42 %; fine-tuned on 1,000 labels (`experiments.finetune`) 95.38 +- 0.21 %, from scratch
-82.47 +- 0.38 %. 13 minutes of training on one core of an AMD EPYC, Python 3.11, JAX 0.10.2.
+MNIST, seeds 0 to 2: a linear probe of the codes (`experiments.evaluate --downstream`) finds 95.50 +- 0.05 % of the
+test classes, untrained 76.90 +- 0.90 %; fine-tuned on 1,000 labels (`experiments.finetune`) 95.46 +- 0.14 %, from
+scratch 85.31 +- 1.51 %. 13 minutes of training on one core of an AMD EPYC, Python 3.11, JAX 0.10.2.
 """
 
 from ml_collections import ConfigDict

@@ -27,7 +27,7 @@ CAPTIONS = {  # in the order of the page
     "reconstructions.png": "The same test images as each model gives them back, decoded from the code of each. What is "
     "blurred or lost, the code does not carry.",
     "label_efficiency.png": "Accuracy of a linear probe of the codes against the number of labels that it learns from. "
-    "Dashed: the same encoder before training; grey: no encoder. Bars are one standard error.",
+    "Open circles: the same encoder before training; grey: no encoder. Bars are one standard error.",
 }
 INTRODUCTIONS = {
     catalogue.LIKELIHOOD: "Nats per datapoint.",

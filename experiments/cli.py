@@ -119,19 +119,21 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def leave_on_signal(fail: Callable[[str, int], NoReturn] | None = None) -> None:
+def leave_on_signal(fail: Callable[[str, int], None] | None = None) -> None:
     """From now on SIGTERM or Ctrl-C ends the process at once: every file is written whole or not at all.
 
     Raising in a handler would not do: what runs at that moment may swallow the exception.
 
     Args:
-      fail: how to end it, given a sentence and the exit code; by itself alone unless given.
+      fail: how to end it, given a sentence and the exit code; by itself alone unless given. It comes back only where
+        the process is ending already.
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         sentence = f"stopped by {signal.Signals(signum).name}: run the same command to go on"
         if fail is not None:
             fail(sentence, PREEMPTED)
+            return
         os.write(2, f"{sentence}\n".encode())
         leave(PREEMPTED)
 

@@ -123,8 +123,8 @@ def read(path: str) -> list[Asked]:
         raise InputError(f"--trials={path} holds an empty list of trials: write {form}")
     trials = []
     for folder, overrides in given:
-        command = train.command(config, overrides, epath.Path(folder))
-        trials.append(Asked(epath.Path(folder), settings.load(config, overrides), command))
+        place = workdir.at(folder)
+        trials.append(Asked(place, settings.load(config, overrides), train.command(config, overrides, place)))
     check_alike(trials)
     return trials
 
@@ -228,7 +228,7 @@ def train_together(trials: Sequence[Trial], until: int, preemption: cli.Preempti
                         raise error
                     trial.look(step, of_trial, elapsed, state if due else None)
                 trial.state, trial.step = state, step
-        tell(going, elapsed)
+        tell(going)
         save([trial for trial in going if not trial.failed and (saves or not trial.goes_on)])
         if stopping or not any(trial.goes_on for trial in trials):
             break
@@ -250,7 +250,7 @@ def save(trials: Sequence[Trial]) -> None:
             trial.last.save(trial.step, trial.state)
 
 
-def tell(trials: Sequence[Trial], elapsed: float) -> None:
+def tell(trials: Sequence[Trial]) -> None:
     """A line on how the trials did that were under way."""
     rows = [row for trial in trials if not trial.failed for row in trial.journal.rows[-3:] if row["split"] == "train"]
     rows = [row for row in rows if row["step"] == trials[0].step]
@@ -281,14 +281,14 @@ def main(argv: list[str]) -> None:
     asked = read(cli.required("trials", "trials.json"))
     use_cores(len(asked))
     runs = make_runs(asked)
-    left = []
+    left, failed = [], []
     for trial, run in zip(asked, runs, strict=True):
         train.check_workdir(trial.folder, run)
         end = train.finished(run, trial.folder)
         if end:
             print(end)
-        elif not (trial.folder / FAILURE).exists():
-            left.append((trial, run))
+        else:
+            (failed if (trial.folder / FAILURE).exists() else left).append((trial, run))
     with contextlib.ExitStack() as claims:
         for trial, run in left:
             claims.enter_context(train.opened(run, trial.folder))
@@ -303,10 +303,10 @@ def main(argv: list[str]) -> None:
         for trial in trials:
             if not trial.failed:
                 with trial.marked():
-                    finish(trial, first_step_seconds, len(asked) - 1)
-    failed = [str(trial.folder / FAILURE) for trial in asked if (trial.folder / FAILURE).exists()]
-    if failed:
-        cli.fail(f"{len(failed)} of {len(asked)} trials failed: see {', '.join(failed)}", cli.NON_FINITE)
+                    finish(trial, first_step_seconds, len(trials) - 1)
+    where = [str(trial.folder / FAILURE) for trial, _ in failed] + [str(t.folder / FAILURE) for t in trials if t.failed]
+    if where:
+        cli.fail(f"{len(where)} of {len(asked)} trials failed: see {', '.join(where)}", cli.NON_FINITE)
 
 
 def finish(trial: Trial, first_step_seconds: float | None, packed_with: int) -> None:

@@ -220,6 +220,12 @@ def opened(run: Run, folder: epath.Path) -> Iterator[None]:
             workdir.write_json(folder / "config.json", run.config.to_dict())
 
         processes.told_by_first(claim)
+        blind = processes.votes(not (folder / "config.json").exists())
+        if any(blind):
+            raise InputError(
+                f"process {blind.index(True)} does not see {folder / 'config.json'}, which process 0 has written: give "
+                "all processes a --workdir that they share"
+            )
         yield
 
 

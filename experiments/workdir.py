@@ -54,7 +54,7 @@ def at(path: str) -> epath.Path:
     except ImportError as error:
         raise InputError(f"{path} needs {error.name}: pip install -e '.[gcs]'") from error
     # Another process may write there, and TensorStore does: what was listed once says nothing of now.
-    fsspec.config.conf["gs"] = {"use_listings_cache": False}
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs, with a traceback, it also raises
     if not os.environ.get("STORAGE_EMULATOR_HOST"):
         try:

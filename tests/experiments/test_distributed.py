@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import time
@@ -218,7 +219,7 @@ HAND = {"coordinator": "host:1234", "num_processes": 2, "process_id": 1}
 )
 def test_flags_that_contradict_each_other(given, sentence):
     with (
-        pytest.raises(distributed.InputError, match=sentence.replace("'", "'")),
+        pytest.raises(distributed.InputError, match=re.escape(sentence)),
         distributed.joined(**{"distributed": True} | HAND | given),
     ):
         raise AssertionError("joined")

@@ -47,9 +47,9 @@ class Calls:
         file = self.folder / f"{workdir.name}.py"
         file.write_text(FILE.format(arguments=arguments))
         args = [f"--sweep={file}", f"--workdir={workdir}", f"--address={self.address}", *more]
-        call = {"module": module, "args": args, "fuse": None, "folder": "", "env": {}}
+        call = {"module": module, "args": args, "fuse": None, "folder": "", "env": {}, "prelude": ""}
         paths = {name: str(self.folder / name) for name in ("stdout", "stderr")}
-        self.server.stdin.write(json.dumps(call | paths) + "\n")
+        self.server.stdin.write(json.dumps([call | paths]) + "\n")
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
 

@@ -113,7 +113,8 @@ def test_from_asking_to_giving_up(world: World):
 
 def test_a_run_goes_on_without_us_and_is_not_started_twice(world: World, four: Target):
     made(world, four, WAIT)
-    code = "from launch import watch\nwatch.POLL = 0.05\nimport runpy\n"
+    code = "import runpy, signal\nfrom launch import watch\nwatch.POLL = 0.05\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background shell turns off
     code += "runpy.run_module('launch.tpu_vm', run_name='__main__', alter_sys=True)"
     arguments = [sys.executable, "-c", code, "train", *MACHINES, *TRAIN]
     with subprocess.Popen(

@@ -140,6 +140,8 @@ def read(path: str) -> Sweep:
         check(sweep)
     except InputError as error:
         raise InputError(f"--sweep={path}: {error}") from None
+    except Exception as error:  # a list where keys and values are meant, a text where a number is, ...
+        raise InputError(_unreadable(path, error)) from error
     return sweep
 
 

@@ -128,8 +128,8 @@ def curve(folder: epath.Path, metric: Metric) -> list[dict[str, Any]]:
 def score(folder: epath.Path, metric: Metric) -> tuple[float, float | None] | None:
     """The metric of a run that has ended, and its standard error over examples where there is one.
 
-    That of evaluation.json, if it is of this split; else the last of metrics.jsonl, or the best, where the run itself
-    is judged by its best checkpoint (`train.patience`).
+    That of evaluation.json, if it is of this split; else that of metrics.jsonl at the step that was evaluated, which is
+    the best on validation where there is `train.patience`; without an evaluation the last.
     """
     told = read_if_there(folder / "evaluation.json")
     if told.get("split") == metric.split and isinstance(told.get(metric.name), (int, float)):
@@ -137,8 +137,7 @@ def score(folder: epath.Path, metric: Metric) -> tuple[float, float | None] | No
     rows = curve(folder, metric)
     if not rows:
         return None
-    patience = workdir.read_config(folder).train.patience
-    row = max(rows, key=lambda row: metric.better * row[metric.name]) if patience else rows[-1]
+    row = next((row for row in rows if row["step"] == told.get("step")), rows[-1])
     return row[metric.name], row.get(f"{metric.name}_stderr")
 
 

@@ -19,6 +19,7 @@ from etils import epath
 
 from aevb.errors import InputError
 from experiments import cli, workdir
+from experiments.pages import read_if_there
 from launch import definition, metrics, packs, trials, tuning, watching
 from launch.definition import LENGTH, Sweep
 from launch.metrics import Metric
@@ -32,13 +33,14 @@ PAGE_SECONDS = 120.0  # between two pages of a sweep on its way
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """A sweep with its folder, its trials so far, and what they cost."""
+    """A sweep with its folder, its trials so far, what they cost, and how many a search is still to draw."""
 
     sweep: Sweep
     metric: Metric
     root: epath.Path
     trials: list[Trial]
     costs: dict[str, Cost]
+    to_draw: int
 
     def states(self) -> dict[str, State]:
         """How far each trial has come, by its name."""
@@ -47,7 +49,7 @@ class Begun:
     @property
     def num_trials(self) -> int:
         """With those that are drawn later."""
-        return max(len(self.trials), self.sweep.budget.num_trials if self.sweep.drawn_later else 0)
+        return len(self.trials) + self.to_draw
 
 
 def begin(path: str, root: epath.Path) -> Begun:
@@ -68,18 +70,24 @@ def begin(path: str, root: epath.Path) -> Begun:
         costs = trials.costs(asked)
     except InputError as error:
         raise InputError(f"--sweep={path}: {error}") from None
+    to_draw = 0
     if drawn:
         costs[""] = costs[asked[0].name]
-    return Begun(sweep, metric, root, found, costs)
+        # A search may draw the same twice, so that there are fewer trials than it has drawn.
+        done = read_if_there(root / "sweep.json").get("drawn", 0)
+        to_draw = max(0, sweep.budget.num_trials - max(done, len(found)))
+    return Begun(sweep, metric, root, found, costs, to_draw)
 
 
 def said(sweep: Sweep) -> dict[str, Any]:
-    """What makes two sweeps one: more values, trials or patience may come later."""
+    """What makes two sweeps one: more values or trials may come later."""
+    budget = sweep.budget
     return {
         "config": sweep.config,
         "overrides": definition.arguments(sweep.common),
         "metric": sweep.metric,
         "keys": sweep.keys,
+        "early": [budget.grace_epochs, budget.reduction] if budget.grace_epochs else None,
     }
 
 
@@ -112,11 +120,10 @@ def dry_run(begun: Begun, groups: Sequence[Sequence[Trial]] | None) -> str:
         lines.append(f"  {each.name:{width}}  {epochs}: {_progress(state, cost)}")
         total += cost.num_steps
         done += cost.num_steps if state.final else min(state.step, cost.num_steps)
-    later = begun.num_trials - len(begun.trials)
-    if later:
-        num_steps = begun.costs[""].num_steps
-        lines.append(f"  {later} more that optuna draws, each {sweep.budget.num_epochs:g} epochs, {num_steps:,} steps")
-        total += later * num_steps
+    if begun.to_draw:
+        num_steps, each = begun.costs[""].num_steps, f"{sweep.budget.num_epochs:g} epochs"
+        lines.append(f"  {begun.to_draw} more that optuna draws, each {each}, {num_steps:,} steps")
+        total += begun.to_draw * num_steps
     early = ", at most: ASHA stops what is behind" if sweep.budget.grace_epochs else ""
     lines.append(f"in all {total:,} steps{early}; {done:,} of them are done ({100 * done / total:.0f} %)")
     if groups:
@@ -140,6 +147,22 @@ def resources(num_packs: int) -> Resources:
     if num_packs and not (flags.FLAGS["cpus_per_trial"].present or given.address):
         cpus = max(1, tuning.num_cores() // num_packs)
     return Resources(cpus, given.gpus_per_trial, given.tpus_per_trial)
+
+
+def check_batches(begun: Begun, needs: Resources) -> None:
+    """Refuse batches that do not divide over the devices of a trial.
+
+    Raises:
+      InputError: one does not.
+    """
+    devices = max(1, int(needs.gpus), needs.tpus)
+    for trial in begun.trials:
+        batch = trial.config["train.batch_size"]
+        if batch % devices:
+            raise InputError(
+                f"trial {trial.name}: config.train.batch_size is {batch}, which does not divide over {needs}: set it "
+                f"to a multiple of {devices}, or give each trial less"
+            )
 
 
 def environment(needs: Resources) -> dict[str, str]:
@@ -234,7 +257,8 @@ def train(begun: Begun, is_packed: bool) -> str:
         side_by_side = tuning.slots(nodes, needs)
         begun.root.mkdir(parents=True, exist_ok=True)
         with workdir.claim(begun.root):
-            workdir.write_json(begun.root / "sweep.json", said(begun.sweep))
+            path, drawn = begun.root / "sweep.json", begun.sweep.budget.num_trials
+            workdir.write_json(path, said(begun.sweep) | {"drawn": drawn - begun.to_draw})
             for each in begun.trials:
                 if not trials.state(begun.root, each).final:
                     trials.forget(begun.root, each)
@@ -243,21 +267,26 @@ def train(begun: Begun, is_packed: bool) -> str:
             print(f"{begun.root}: {what}, {side_by_side} side by side, each on {needs}", flush=True)
             if idle := tuning.idle(nodes, needs):
                 print(f"no trial is given a {idle}, and there are some: --{idle.lower()}s_per_trial=1", flush=True)
-            return tuning.run(plan, needs, side_by_side, begun.trials, Teller(begun))
+            stopped = tuning.run(plan, needs, side_by_side, begun.trials, begun.num_trials, Teller(begun))
+            if not stopped:
+                workdir.write_json(path, said(begun.sweep) | {"drawn": drawn})
+            return stopped
 
 
 def main(argv: list[str]) -> None:
     cli.refuse(argv)
     path = cli.required("sweep", "launch/sweeps/latent_dim.py")
     given = cli.required("workdir", "runs/latent_dim")
-    begun = begin(path, epath.Path(given if "://" in given else os.path.abspath(given)))
+    begun = begin(path, workdir.at(given if workdir.in_store(given) else os.path.abspath(given)))
     is_packed = flags.FLAGS.packed
+    if not is_packed:  # else whole trials are dealt out to devices
+        check_batches(begun, resources(0))
     if flags.FLAGS.dry_run:
         print(dry_run(begun, groups_of(begun) if is_packed else None))
         return
     stopped = ""
     states = begun.states()
-    if len(states) < begun.num_trials or trials.to_do(states):
+    if begun.to_draw or trials.to_do(states):
         tuning.check_installed(begun.sweep)
         stopped = train(begun, is_packed)
     page = write_page(begun)

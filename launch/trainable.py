@@ -4,6 +4,7 @@ from typing import Any
 
 from ray import tune
 
+from experiments import workdir
 from launch.watching import Plan, Watch
 
 
@@ -12,6 +13,7 @@ class JobTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any], plan: Plan) -> None:
         """Called in a new process of Ray's: `config` has the number of the job, or the values of its trial."""
+        workdir.at(plan.root)  # a bucket is to be reached from every node
         self.plan, self.watch = plan, None
         self.reset_config(config)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from launch.definition import Choice, Sweep
 
 # How far a trial has come.
 FINISHED, STOPPED, FAILED, BEGUN, WAITING = "finished", "stopped early", "failed", "begun", "waiting"
+LONGEST_NAME = 150  # file systems take 255, and the names of logs and packs are longer
 FILLED_IN = ("optimizer.decay_steps",)  # by the run itself, from the data
 
 
@@ -84,10 +86,11 @@ def known(sweep: Sweep) -> list[Trial]:
 
 
 def name(values: Mapping[str, Any]) -> str:
-    """What tells a trial from the others, as the name of a folder: `latent_dim8_seed0`."""
+    """What tells a trial from the others, as the name of a folder: `latent_dim8_seed0`; a long one ends in a digest."""
     leaves = [key.split(".")[-1] for key in values]
     short = {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(values, leaves, strict=True)}
-    return "_".join(f"{'' if leaf == 'name' else leaf}{_word(values[key])}" for key, leaf in short.items())
+    told = "_".join(f"{'' if leaf == 'name' else leaf}{_word(values[key])}" for key, leaf in short.items())
+    return told if len(told) <= LONGEST_NAME else f"{told[: LONGEST_NAME - 9]}_{zlib.crc32(told.encode()):08x}"
 
 
 def _word(value: Any) -> str:

@@ -76,19 +76,32 @@ def connected(address: str | None, needs: Resources) -> Iterator[list[dict[str, 
     else:
         given = {"address": "local", "include_dashboard": False, "num_cpus": num_cores()}
         given["object_store_memory"] = START_MEMORY
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
-    except Exception as error:  # Ray raises bare ones, too
-        at = f"--address={address} cannot be used" if address else "Ray does not start here"
-        advice = "start Ray on this machine too, and give the head's HOST:PORT" if address else "see /tmp/ray"
-        raise InputError(f"{at} ({(str(error).splitlines() or [type(error).__name__])[0]}): {advice}") from None
+    _init(**given)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         check_fits(nodes, needs)
         yield nodes
     finally:
         ray.shutdown()
+
+
+def _init(address: str, **given: Any) -> None:
+    """Call `ray.init`, once more if it fails: it gives a busy machine half a minute to start its processes."""
+    import ray
+
+    for last in (False, True):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **given)
+            return
+        except Exception as error:  # Ray raises bare ones, too
+            ray.shutdown()
+            if last:
+                local = address == "local"
+                at = "Ray does not start here" if local else f"--address={address} cannot be used"
+                advice = "see /tmp/ray" if local else "start Ray on this machine too, and give the head's HOST:PORT"
+                words = (str(error).splitlines() or [type(error).__name__])[0]
+                raise InputError(f"{at} ({words}): {advice}") from None
 
 
 def num_cores() -> int:
@@ -151,6 +164,7 @@ def run(
     needs: Resources,
     side_by_side: int,
     again: Sequence[Trial],
+    num_trials: int,
     told: Callable[[Trial, dict[str, Any] | None], None],
 ) -> str:
     """Run all jobs to their ends.
@@ -160,6 +174,7 @@ def run(
       needs: of each.
       side_by_side: how many fit.
       again: of a search, the trials of an earlier start, which it is told of first.
+      num_trials: of a search, with these.
       told: is called with what becomes of each trial: its status, reason, and whether that is final; None where an
         earlier start has ended it.
 
@@ -185,7 +200,7 @@ def run(
                 mode="max" if plan.metric.better > 0 else "min",
                 scheduler=_scheduler(plan),
                 search_alg=_search(plan, again) if searched else None,
-                num_samples=plan.sweep.budget.num_trials if searched else 1,
+                num_samples=num_trials if searched else 1,
                 max_concurrent_trials=side_by_side if searched else None,
                 reuse_actors=True,
             ),

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments import cli
+from experiments import cli, workdir
 from experiments.pages import read_if_there
 from launch import metrics, trials
 from launch.definition import Sweep, rounded
@@ -89,8 +89,8 @@ class Plan:
 
     def single(self, trial: Trial) -> Job:
         """The job that makes one trial."""
-        workdir = f"--workdir={trials.folder(self.folder, trial)}"
-        return Job(trial.name, [trial], [*self.command, *trials.arguments(self.sweep, trial), workdir])
+        there = f"--workdir={trials.folder(self.folder, trial)}"
+        return Job(trial.name, [trial], [*self.command, *trials.arguments(self.sweep, trial), there])
 
 
 class Watch:
@@ -148,6 +148,10 @@ class Watch:
             raise FileNotFoundError(
                 f"{socket.gethostname()} has no folder {self.plan.cwd}: install the checkout there on every node"
             )
+        if not (self.plan.folder / "sweep.json").exists():
+            raise FileNotFoundError(
+                f"{socket.gethostname()} does not see {self.plan.root}: give a --workdir that all nodes share"
+            )
         cores = self.resources.enter_context(free_cores(self.plan.cores))
         held = [sys.executable, "-I", "-S", str(HELD), str(os.getpid()), ",".join(map(str, cores))]
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.plan.folder / "compiled" / socket.gethostname())}
@@ -167,7 +171,7 @@ class Watch:
     def _log(self) -> pathlib.Path:
         """The file that the process writes to; below a cloud's folder there is none that could be added to."""
         path = trials.log(self.plan.folder, self.job.trials[0])
-        if "://" in self.plan.root:
+        if workdir.in_store(self.plan.root):
             return pathlib.Path(tempfile.gettempdir()) / f"{self.job.name}.{os.getpid()}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return pathlib.Path(path)
@@ -194,7 +198,7 @@ class Watch:
         if ran and code and self._worth_another(code):
             return None
         outcomes = {each.name: self._outcome(each, code) for each in self.asked}
-        if ran and "://" in self.plan.root:
+        if ran and workdir.in_store(self.plan.root):
             trials.log(self.plan.folder, self.job.trials[0]).write_text(self._log().read_text())
         return {"score": self._final_score(outcomes), "outcomes": outcomes, "done": True}
 
@@ -219,10 +223,10 @@ class Watch:
 
     def _outcome(self, trial: Trial, code: int) -> dict[str, Any]:
         """Of a trial whose job has ended for good: finished, or failed with its reason."""
-        there = trials.folder(self.plan.folder, trial)
-        if (there / "summary.json").exists():
-            return {"status": trials.FINISHED, "reason": "", "final": True}
-        own = read_if_there(there / FAILURE).get("reason")
+        state = trials.state(self.plan.folder, trial)
+        if state.final:  # by another process, it may be
+            return {"status": state.status, "reason": state.reason, "final": True}
+        own = read_if_there(trials.folder(self.plan.folder, trial) / FAILURE).get("reason")
         reason = own or self._sentence(code)
         return {"status": trials.FAILED, "reason": reason, "final": bool(own) or code == cli.NON_FINITE}
 
@@ -240,11 +244,11 @@ class Watch:
         return f"{how}{memory}, {times} times; its last words: {last}"
 
 
-def is_free(workdir: epath.Path) -> bool:
+def is_free(folder: epath.Path) -> bool:
     """Whether no process trains in the folder of a run."""
-    if "://" in os.fspath(workdir) or not workdir.exists():
+    if workdir.in_store(folder) or not folder.exists():
         return True
-    held = os.open(workdir, os.O_RDONLY)
+    held = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

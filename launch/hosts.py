@@ -20,6 +20,7 @@ CHECKOUT = ("aevb", "experiments", "launch", "setup.cfg", "pyproject.toml", "REA
 PYTHON = "$HOME/aevb/.venv/bin/python"
 PORT = 6379  # of Ray's head
 INSTALL_SECONDS = 3600
+BARE = "not set up"  # a host
 
 BUSY = """\
 mkdir -p ~/aevb-run && cd ~/aevb-run
@@ -55,8 +56,8 @@ echo "aevb-host $(hostname) started"
 )
 STATE = (
     BUSY
-    + """\
-if ! test -x ~/aevb/.venv/bin/python; then s=absent; elif ! test -e command; then s=idle
+    + f"""\
+if ! test -x ~/aevb/.venv/bin/python; then s="{BARE}"; elif ! test -e command; then s=idle
 elif test -e exit_code; then s="exited $(cat exit_code)"; else s=died; fi
 echo "aevb-host $(hostname) $s"
 """
@@ -158,9 +159,9 @@ def start(
       GcloudError: a host cannot be reached, or `before` came to nothing.
     """
     said = ask(target, run, STATE, "idle", everywhere=everywhere)
-    absent = sorted(host for host, words in said.items() if words == "absent")
-    if absent:
-        raise InputError(f"{', '.join(absent)} of {target.name} is not set up: run setup first")
+    bare = sorted(host for host, words in said.items() if words == BARE)
+    if bare:
+        raise InputError(f"{', '.join(bare)} of {target.name} is {BARE}: run setup first")
     running = {host: words.removeprefix("running ") for host, words in said.items() if words.startswith("running")}
     others = set(running.values()) - {line}
     if others:
@@ -178,10 +179,7 @@ def start(
 
 
 def states(target: Target, run: Runner, *, everywhere: bool = True) -> dict[str, str]:
-    """What the run does on each host: running, `exited CODE`, died (without a code), or idle (none was started).
-
-    Or absent: the host is not set up.
-    """
+    """What the run does on each host: running, `exited CODE`, died (without a code), idle (none was started), BARE."""
     said = ask(target, run, STATE, "exited 0", everywhere=everywhere)
     return {host: words.split()[0] if words.startswith("running") else words for host, words in said.items()}
 

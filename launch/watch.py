@@ -133,7 +133,7 @@ def verdict(states: dict[str, str]) -> int | None:
     """
     if "running" in states.values():
         return None
-    meant = {"died": cli.PREEMPTED, "idle": 1, "absent": 1}
+    meant = {"died": cli.PREEMPTED, "idle": 1, hosts.BARE: 1}
     codes = {meant[state] if state in meant else int(state.removeprefix("exited ")) for state in states.values()}
     return max(codes - {0, cli.PREEMPTED}, default=cli.PREEMPTED if cli.PREEMPTED in codes else 0)
 

@@ -242,7 +242,7 @@ def _finish(target: Target, run: Runner, job: watch.Job) -> None:
         try:
             log = hosts.LOG.format(lines=20, follow="")
             print(run(gcloud.ssh(target.name, target.zone, log, job.everywhere)), flush=True)
-        except gcloud.GcloudError as error:
+        except InputError as error:
             print(error, flush=True)
         cli.fail(f"the run on {target.name} ended with exit code {code}: see what is above", code)
     if not run.dry_run:

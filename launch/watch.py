@@ -54,7 +54,11 @@ class Patience:
 
 
 def queue_state(target: Target, run: Runner) -> str:
-    """Of the queued resource, ABSENT if there is none."""
+    """Of the queued resource, ABSENT if there is none.
+
+    Raises:
+      InputError: gcloud cannot say.
+    """
     return _state(run, gcloud.state(target.name, target.zone))
 
 

@@ -14,8 +14,14 @@ from collections.abc import Sequence
 from aevb.errors import InputError
 from launch.accelerators import Accelerator
 
+ERROR = "ERROR: (gcloud"  # begins what it says of a failure of its own, not of a host's
 QUEUE = ("gcloud", "compute", "tpus", "queued-resources")
 SECONDS = 600  # no call takes longer that does not install or follow something
+# Of gcloud's own errors, those that the same call meets again: rights, names, billing, quota (but of calls a minute).
+PERMANENT = re.compile(
+    "PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|has not been used|not enabled|[Bb]illing|Quota limit|Quota '|"
+    "invalid_grant|Reauthentication|active account|Invalid choice|unrecognized arguments"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Target:
 
 
 class GcloudError(InputError):
-    """A call of gcloud that failed; `absent` where it says that there is no such thing."""
+    """A call that failed, and may succeed when repeated; `absent` where gcloud says that there is no such thing."""
 
     def __init__(self, sentence: str, absent: bool = False) -> None:
         super().__init__(sentence)
@@ -127,6 +133,7 @@ class Runner:
 
         Raises:
           GcloudError: it failed, or took too long.
+          InputError: it failed, and would again.
         """
         self.show(arguments, repeated)
         if self.dry_run:
@@ -137,8 +144,10 @@ class Runner:
             raise GcloudError(f"{_short(arguments)} said nothing for {seconds:.0f} s: look at the network") from None
         if ended.returncode:
             reason = _reason(ended.stderr) or _reason(ended.stdout) or "it said nothing"
-            absent = "NOT_FOUND" in ended.stderr or "was not found" in ended.stderr
-            raise GcloudError(f"{_short(arguments)} failed with exit code {ended.returncode}: {reason}", absent)
+            sentence = f"{_short(arguments)} failed with exit code {ended.returncode}: {reason}"
+            if reason.startswith(ERROR) and PERMANENT.search(reason):
+                raise InputError(sentence)
+            raise GcloudError(sentence, "NOT_FOUND" in ended.stderr or "was not found" in ended.stderr)
         return ended.stdout
 
     def follow(self, arguments: Sequence[str]) -> int:
@@ -194,6 +203,6 @@ def _short(arguments: Sequence[str]) -> str:
 def _reason(text: str) -> str:
     """What gcloud or a host says of a failure: from ERROR on, or else its last lines."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [i for i, line in enumerate(lines) if line.startswith("ERROR:")]
+    errors = [i for i, line in enumerate(lines) if line.startswith(ERROR)]
     told = lines[errors[0] :] if errors else lines[-3:]
     return " ".join(told)[:600]

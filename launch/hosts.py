@@ -8,7 +8,7 @@ import re
 import shlex
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aevb.errors import InputError
@@ -20,6 +20,7 @@ CHECKOUT = ("aevb", "experiments", "launch", "setup.cfg", "pyproject.toml", "REA
 PYTHON = "$HOME/aevb/.venv/bin/python"
 PORT = 6379  # of Ray's head
 INSTALL_SECONDS = 3600
+BARE = "not set up"  # a host
 
 BUSY = """\
 mkdir -p ~/aevb-run && cd ~/aevb-run
@@ -42,7 +43,6 @@ echo "aevb-host $(hostname) ready jax $(.venv/bin/python -c 'import jax; print(j
 START = (
     BUSY
     + """\
-if ! test -x ~/aevb/.venv/bin/python; then echo "aevb-host $(hostname) absent"; exit 0; fi
 rm -f exit_code && printf '%s\\n' COMMAND > command
 echo "== $(date -u) $(cat command)" >> log
 cd ~/aevb
@@ -56,8 +56,9 @@ echo "aevb-host $(hostname) started"
 )
 STATE = (
     BUSY
-    + """\
-if ! test -e command; then s=idle; elif test -e exit_code; then s="exited $(cat exit_code)"; else s=died; fi
+    + f"""\
+if ! test -x ~/aevb/.venv/bin/python; then s="{BARE}"; elif ! test -e command; then s=idle
+elif test -e exit_code; then s="exited $(cat exit_code)"; else s=died; fi
 echo "aevb-host $(hostname) $s"
 """
 )
@@ -72,14 +73,14 @@ echo "aevb-host $(hostname) stopped"
 LOG = "tail -n {lines} {follow} ~/aevb-run/log"
 RAY_HEAD = """\
 cd ~/aevb && .venv/bin/ray stop --force > /dev/null 2>&1
-{environment} .venv/bin/ray start --head --port={port} --resources='{resources}' --disable-usage-stats
+{environment} .venv/bin/ray start --head --port={port} --resources='{resources}' --disable-usage-stats || exit 1
 echo "aevb-host $(hostname) head $(hostname -I | cut -d' ' -f1)"
 """
 RAY_WORKER = """\
 cd ~/aevb
 if hostname -I | grep -qwF {head}; then echo "aevb-host $(hostname) head"; exit 0; fi
 .venv/bin/ray stop --force > /dev/null 2>&1
-{environment} .venv/bin/ray start --address={head}:{port} --resources='{resources}' --disable-usage-stats
+{environment} .venv/bin/ray start --address={head}:{port} --resources='{resources}' --disable-usage-stats || exit 1
 echo "aevb-host $(hostname) worker"
 """
 
@@ -142,13 +143,25 @@ def command(module: str, arguments: Sequence[str]) -> str:
     return f"PYTHONUNBUFFERED=1 {PYTHON} -m {module} {shlex.join(arguments)}"
 
 
-def start(target: Target, run: Runner, line: str, *, everywhere: bool) -> None:
+def start(
+    target: Target, run: Runner, line: str, *, everywhere: bool, before: Callable[[], None] = lambda: None
+) -> None:
     """Start a command on the hosts, to go on without us; what is left of one that ended on some of them is stopped.
+
+    Args:
+      target, run: the machines, and what runs commands.
+      line: the command.
+      everywhere: on every host, or on the first of the first slice.
+      before: what it needs there, done where it does not run yet.
 
     Raises:
       InputError: another command is running, or the hosts are not set up.
+      GcloudError: a host cannot be reached, or `before` came to nothing.
     """
     said = ask(target, run, STATE, "idle", everywhere=everywhere)
+    bare = sorted(host for host, words in said.items() if words == BARE)
+    if bare:
+        raise InputError(f"{', '.join(bare)} of {target.name} is {BARE}: run setup first")
     running = {host: words.removeprefix("running ") for host, words in said.items() if words.startswith("running")}
     others = set(running.values()) - {line}
     if others:
@@ -161,24 +174,21 @@ def start(target: Target, run: Runner, line: str, *, everywhere: bool) -> None:
         return
     if running:
         ask(target, run, STOP, "stopped", everywhere=everywhere)
-    script = START.replace("COMMAND", shlex.quote(line))
-    said = ask(target, run, script, "started", everywhere=everywhere)
-    absent = sorted(host for host, words in said.items() if words == "absent")
-    if absent:
-        raise InputError(f"{', '.join(absent)} of {target.name} is not set up: run setup first")
+    before()
+    ask(target, run, START.replace("COMMAND", shlex.quote(line)), "started", everywhere=everywhere)
 
 
 def states(target: Target, run: Runner, *, everywhere: bool = True) -> dict[str, str]:
-    """What the run does on each host: idle (none was started), running, `exited CODE`, or died (without a code)."""
+    """What the run does on each host: running, `exited CODE`, died (without a code), idle (none was started), BARE."""
     said = ask(target, run, STATE, "exited 0", everywhere=everywhere)
     return {host: words.split()[0] if words.startswith("running") else words for host, words in said.items()}
 
 
-def start_ray(target: Target, run: Runner, tpus_per_trial: int) -> str:
+def start_ray(target: Target, run: Runner, tpus_per_trial: int) -> None:
     """Start Ray on every host, the head on the first of the first slice.
 
-    Returns:
-      The head's address, with its port.
+    Raises:
+      GcloudError: it does not start on one.
     """
     chips = target.accelerator.chips_per_host
     how = {"port": PORT, "resources": f'{{"TPU": {chips}}}', "environment": _alone(target, tpus_per_trial)}
@@ -186,7 +196,6 @@ def start_ray(target: Target, run: Runner, tpus_per_trial: int) -> str:
     head = words.split()[1]
     if target.hosts > 1:
         ask(target, run, RAY_WORKER.format_map(how | {"head": head}), "worker")
-    return f"{head}:{PORT}"
 
 
 def _alone(target: Target, tpus_per_trial: int) -> str:

@@ -22,7 +22,7 @@ from absl import flags
 
 from aevb.errors import InputError
 from experiments import cli, settings
-from launch import gcloud, hosts, watch
+from launch import definition, gcloud, hosts, watch
 from launch.accelerators import accelerator
 from launch.gcloud import Runner, Target
 
@@ -63,17 +63,10 @@ def sweep(target: Target, run: Runner, rest: list[str]) -> None:
     check_sweep(target, rest, chips)
     gcloud.check_installed(run)
     _confirm_asking_again(target, run)
+    line = hosts.command("launch.sweep", [*rest, "--address=auto", f"--tpus_per_trial={chips}"])  # beside Ray's head
 
     def start() -> None:
-        (words,) = hosts.ask(target, run, hosts.STATE, "idle", everywhere=False).values()
-        if words.startswith("running") and " -m launch.sweep " in words:
-            print(f"{target.name} runs a sweep already: {words}", flush=True)
-            return
-        if words.startswith("running"):
-            raise InputError(f"{target.name} runs something else ({words}): wait for its end, which status tells")
-        address = hosts.start_ray(target, run, chips)
-        line = hosts.command("launch.sweep", [*rest, f"--address={address}", f"--tpus_per_trial={chips}"])
-        hosts.start(target, run, line, everywhere=False)
+        hosts.start(target, run, line, everywhere=False, before=lambda: hosts.start_ray(target, run, chips))
 
     _finish(target, run, watch.Job(start, everywhere=False))
 
@@ -83,14 +76,18 @@ def status(target: Target, run: Runner, rest: list[str]) -> None:
     _no_more(rest)
     gcloud.check_installed(run)
     state = watch.queue_state(target, run)
-    said = hosts.states(target, run) if state == "ACTIVE" else {}
+    said = hosts.states(target, run) if state == watch.ACTIVE else {}
     if not run.dry_run:
-        print(f"{target.name}: {'not there: create asks for it' if state == 'absent' else state}")
+        print(f"{target.name}: {'not there: create asks for it' if state == watch.ABSENT else state}")
         print(*[f"{host}: {words}" for host, words in sorted(said.items())], sep="\n", flush=True)
 
 
 def logs(name: str, zone: str, run: Runner, rest: list[str]) -> None:
-    """What the first host says, from now on."""
+    """What the first host says, from now on.
+
+    Raises:
+      InputError: it cannot be read.
+    """
     _no_more(rest)
     gcloud.check_installed(run)
     script = hosts.LOG.format(lines=100, follow="-F")
@@ -146,14 +143,9 @@ def check_training(target: Target, rest: list[str]) -> list[str]:
     """
     overrides = [argument for argument in rest if argument.startswith("--config.")]
     given = _named(rest, "config", "experiments/configs/vae.py")
-    _in_checkout(given.partition(":")[0], "config")
-    batch = settings.load(given, overrides).train.batch_size
-    devices = target.accelerator.devices * target.num_slices
-    if batch % devices:
-        raise InputError(
-            f"config.train.batch_size is {batch}, which does not divide over the {devices} devices of "
-            f"{target.num_slices} x {target.accelerator.name}: set it to a multiple of {devices}"
-        )
+    _in_checkout("--config", given.partition(":")[0])
+    batch, devices = settings.load(given, overrides).train.batch_size, target.accelerator.devices * target.num_slices
+    _check_batch(batch, devices, f"{target.num_slices} x {target.accelerator.name}")
     _check_store(target, rest)
     return [*rest, *([] if "--distributed" in rest else ["--distributed"])]
 
@@ -162,7 +154,8 @@ def check_sweep(target: Target, rest: list[str], chips: int) -> None:
     """See that a sweep can be made on the hosts.
 
     Raises:
-      InputError: a trial would have more chips than a host has, the sweep's file is none, or results would be lost.
+      InputError: a trial would have more chips than a host has, the sweep cannot be, the batch of a trial does not
+        divide over its chips, or results would be lost.
     """
     has = target.accelerator.chips_per_host
     if chips not in TRIAL_CHIPS or chips > has:
@@ -171,7 +164,14 @@ def check_sweep(target: Target, rest: list[str], chips: int) -> None:
             f"--tpus_per_trial={chips} cannot be had of the {has} chips on a host of {target.accelerator.name}: choose "
             f"from {fit}"
         )
-    _in_checkout(_named(rest, "sweep", "launch/sweeps/latent_dim.py"), "sweep")
+    path = _named(rest, "sweep", "launch/sweeps/latent_dim.py")
+    _in_checkout("--sweep", path)
+    made = definition.read(path)
+    _in_checkout(f"--sweep={path}: config", made.config.partition(":")[0])
+    devices = chips * target.accelerator.devices // target.accelerator.chips
+    packed = any(argument.partition("=")[0] == "--packed" for argument in rest)  # then each trial is on one device
+    for values in [] if packed else definition.expand(made):
+        _check_batch(made.load(values).train.batch_size, devices, f"a trial with --tpus_per_trial={chips}")
     _check_store(target, rest)
 
 
@@ -207,10 +207,19 @@ def _check_store(target: Target, rest: list[str]) -> None:
         raise InputError(f"--workdir={path} goes with a spot machine that is taken away: use gs://BUCKET/FOLDER")
 
 
-def _in_checkout(file: str, flag: str) -> None:
+def _check_batch(batch: int, devices: int, whose: str) -> None:
+    """Refuse a batch that does not divide over the devices."""
+    if batch % devices:
+        raise InputError(
+            f"config.train.batch_size is {batch}, which does not divide over the {devices} devices of {whose}: set it "
+            f"to a multiple of {devices}"
+        )
+
+
+def _in_checkout(what: str, file: str) -> None:
     """Refuse a file that is not in what setup puts on the hosts."""
     if Path(file).is_absolute() or not (hosts.ROOT / file).is_file() or file.split("/")[0] not in hosts.CHECKOUT:
-        raise InputError(f"--{flag}={file} is no file of this checkout, which is what the hosts have: put it in there")
+        raise InputError(f"{what}={file} is no file of this checkout, which is what the hosts have: put it in there")
 
 
 def _named(rest: list[str], flag: str, example: str) -> str:
@@ -233,7 +242,7 @@ def _finish(target: Target, run: Runner, job: watch.Job) -> None:
         try:
             log = hosts.LOG.format(lines=20, follow="")
             print(run(gcloud.ssh(target.name, target.zone, log, job.everywhere)), flush=True)
-        except gcloud.GcloudError as error:
+        except InputError as error:
             print(error, flush=True)
         cli.fail(f"the run on {target.name} ended with exit code {code}: see what is above", code)
     if not run.dry_run:

@@ -9,9 +9,11 @@ from experiments import cli
 from launch import gcloud, hosts
 from launch.gcloud import GcloudError, Runner, Target
 
+ACTIVE, ABSENT = "ACTIVE", "absent"  # of a queued resource: it has its machines; there is none
 GONE = ("FAILED", "SUSPENDING", "SUSPENDED")  # of a queued resource: it gives no machines any more
-TAKEN = ("PREEMPTED", "TERMINATED", "STOPPED", "absent")  # of a slice, while its queued resource still says ACTIVE
+TAKEN = ("PREEMPTED", "TERMINATED", "STOPPED", ABSENT)  # of a slice, while its queued resource is still active
 POLL = 60.0  # seconds between two looks
+LOOKS = 10  # at a queued resource that was deleted, until it is gone
 LONGEST = 1800.0  # seconds between two attempts at most, each waiting twice as long as the one before
 ATTEMPTS = 10  # in a row that come to nothing
 STEADY = 600.0  # seconds after which a run counts as having gone on, and attempts are counted anew
@@ -52,13 +54,12 @@ class Patience:
 
 
 def queue_state(target: Target, run: Runner) -> str:
-    """Of the queued resource, "absent" if there is none."""
-    try:
-        return run(gcloud.state(target.name, target.zone), supposed="ACTIVE", repeated=True).strip()
-    except GcloudError as error:
-        if error.absent:
-            return "absent"
-        raise
+    """Of the queued resource, ABSENT if there is none.
+
+    Raises:
+      InputError: gcloud cannot say.
+    """
+    return _state(run, gcloud.state(target.name, target.zone))
 
 
 def wait_for_machines(target: Target, run: Runner, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -68,8 +69,8 @@ def wait_for_machines(target: Target, run: Runner, sleep: Callable[[float], None
       InputError: it gives none.
     """
     told = ""
-    while (state := queue_state(target, run)) != "ACTIVE":
-        if state in ("absent", "DELETING"):
+    while (state := queue_state(target, run)) != ACTIVE:
+        if state in (ABSENT, "DELETING"):
             raise InputError(f"{target.name} is not in {target.zone}: create asks Google for it")
         if state in GONE:
             raise GcloudError(f"{target.name} is {state}: delete it and create it again")
@@ -86,7 +87,8 @@ def follow(target: Target, job: Job, run: Runner, sleep: Callable[[float], None]
       The job's exit code: the worst of all hosts.
 
     Raises:
-      InputError: the machines are gone for good, cannot be reached, or the run cannot be started.
+      InputError: the machines are gone for good, cannot be reached, or the run cannot be started; at once where
+        asking again would not help.
     """
     patience = Patience(sleep)
     ours, installed, started = False, True, False  # whether it is we who deleted; how far the machines are
@@ -135,7 +137,7 @@ def verdict(states: dict[str, str]) -> int | None:
     """
     if "running" in states.values():
         return None
-    meant = {"died": cli.PREEMPTED, "idle": 1}
+    meant = {"died": cli.PREEMPTED, "idle": 1, hosts.BARE: 1}
     codes = {meant[state] if state in meant else int(state.removeprefix("exited ")) for state in states.values()}
     return max(codes - {0, cli.PREEMPTED}, default=cli.PREEMPTED if cli.PREEMPTED in codes else 0)
 
@@ -150,27 +152,39 @@ def _taken(target: Target, run: Runner, ours: bool, sleep: Callable[[float], Non
       InputError: somebody else has deleted it.
     """
     state = queue_state(target, run)
-    if state in GONE or (ours and state in ("absent", "DELETING")):
+    if state in GONE or (ours and state in (ABSENT, "DELETING")):
         return f"{target.name} is {state}"
-    if state != "ACTIVE":
+    if state != ACTIVE:
         wait_for_machines(target, run, sleep)
-    for node in [] if run.dry_run else target.nodes:
-        try:
-            state = run(gcloud.node_state(node, target.zone), repeated=True).strip()
-        except GcloudError as error:
-            if not error.absent:
-                raise
-            state = "absent"
-        if state in TAKEN:
+    for node in target.nodes:
+        if not run.dry_run and (state := _state(run, gcloud.node_state(node, target.zone))) in TAKEN:
             return f"{node} is {state}"
     return ""
 
 
+def _state(run: Runner, question: list[str]) -> str:
+    """What gcloud answers, ABSENT if there is no such thing."""
+    try:
+        return run(question, supposed=ACTIVE, repeated=True).strip()
+    except GcloudError as error:
+        if error.absent:
+            return ABSENT
+        raise
+
+
 def _renew(target: Target, run: Runner, sleep: Callable[[float], None]) -> None:
-    """New machines in the place of those that were taken."""
-    if queue_state(target, run) != "absent":
+    """New machines in the place of those that were taken.
+
+    Raises:
+      GcloudError: the old ones do not go away, or there are no others.
+    """
+    if queue_state(target, run) != ABSENT:
         run(gcloud.delete(target.name, target.zone))
-    while queue_state(target, run) != "absent":
+    for _ in range(LOOKS):
+        if (state := queue_state(target, run)) == ABSENT:
+            run(gcloud.create(target))
+            return wait_for_machines(target, run, sleep)
         sleep(POLL)
-    run(gcloud.create(target))
-    wait_for_machines(target, run, sleep)
+    raise GcloudError(
+        f"{target.name} is {state} {LOOKS * POLL / 60:.0f} minutes after it was deleted: look at it in the console"
+    )

@@ -6,7 +6,8 @@ HOME is the host's folder. The folder holds
   project        what `config get-value project` says
   queue.json     {name: {"states": [now, after the next look, ...], "nodes": {node: state}, "hosts": of a node}}
   new.json       the states that a queued resource goes through when it is asked for
-  fail.json      {"ssh": 2}: how many calls of a kind still fail
+  fail.json      {"ssh": ["UNAVAILABLE", ...]}: what the next calls of a kind fail with
+  stuck.json     how many deletions still come to nothing
   unprepared     the name of a slice that ssh leaves out with a warning and exit code 0, as the real one does
   hosts/NODE-w-I the home folders
 """
@@ -64,7 +65,12 @@ def create(arguments: list[str]) -> None:
 
 
 def delete(arguments: list[str]) -> None:
-    queue = known(arguments[0])
+    queue, stuck = known(arguments[0]), read("stuck.json", 0)
+    if stuck:
+        queue[arguments[0]]["states"] = ["DELETING"]
+        write("queue.json", queue)
+        write("stuck.json", stuck - 1)
+        return
     for node in queue.pop(arguments[0])["nodes"]:
         for home in (ROOT / "hosts").glob(f"{node}-w-*"):
             shutil.rmtree(home)
@@ -139,9 +145,9 @@ def main() -> None:
     for words, command in COMMANDS.items():
         if tuple(sys.argv[1 : len(words) + 1]) == words:
             failing = read("fail.json", {})
-            if failing.get(words[-1], 0) > 0:
-                write("fail.json", failing | {words[-1]: failing[words[-1]] - 1})
-                error(f"{words[-1]} fails as it was told", 255)
+            if sentences := failing.get(words[-1]):
+                write("fail.json", failing | {words[-1]: sentences[1:]})
+                error(sentences[0])
             command(sys.argv[len(words) + 1 :])
             return
     error(f"Invalid choice: {' '.join(sys.argv[1:])}", 2)

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from experiments import settings
+from experiments import cli, settings
 from launch.accelerators import GENERATIONS
 
 FOLDER = pathlib.Path(__file__).parents[2] / "launch/examples"
@@ -33,6 +33,19 @@ def test_slurm():
     check_training(arguments, int(keys["nodes"]) * int(keys["gpus-per-node"]))
 
 
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"), [(75, "", True), (75, "19", True), (75, "20", False), (3, "", False), (0, "", False)]
+)
+def test_slurm_asks_for_another_turn(tmp_path: pathlib.Path, code: int, restarts: str, again: bool):
+    for name, script in {"srun": f"exit {code}", "scontrol": f'echo "$*" > {tmp_path}/told'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    env |= {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    assert subprocess.run(["bash", FOLDER / "train.slurm"], env=env).returncode == code
+    assert ((tmp_path / "told").read_text() == "requeue 7\n") if again else not (tmp_path / "told").exists()
+
+
 def test_job_set():
     yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra launch")
     told = yaml.safe_load((FOLDER / "jobset.yaml").read_text())
@@ -43,6 +56,10 @@ def test_job_set():
     chips = container["resources"]["limits"]["google.com/tpu"]
     assert container["resources"]["requests"]["google.com/tpu"] == chips
     assert pods["parallelism"] == pods["completions"]
+    (ends,), policy = pods["podFailurePolicy"]["rules"], told["spec"]["failurePolicy"]
+    assert (ends["action"], spec["restartPolicy"]) == ("FailJob", "Never")  # which Kubernetes asks for
+    assert ends["onExitCodes"] == {"operator": "In", "values": [cli.WRONG_CALL, cli.NON_FINITE]}
+    assert policy["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
     topology = spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     assert f"v5litepod-{chips * pods['parallelism']}" == "v5litepod-16"
     assert GENERATIONS["v5litepod"].topologies[16] == topology

@@ -12,6 +12,12 @@ import time
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
+ZONE = "us-west4-a"
+NAMED = ["--name=vae", f"--zone={ZONE}"]
+MACHINES = [*NAMED, "--accelerator_type=v5litepod-16"]
+CONFIG = ["--config=experiments/configs/vae.py", "--config.train.batch_size=128"]
+TRAIN = ["--", *CONFIG, "--workdir=gs://runs/digits"]
+SWEEP = ["--", "--sweep=launch/sweeps/latent_dim.py", "--workdir=gs://runs/sweep"]
 VERBS = ("create", "delete", "describe", "ssh", "scp", "rsync", "get-value")
 # Of every host: its name, its address, and an image's python3, which has pip and uv make a virtual environment.
 HOSTNAME = """\
@@ -32,6 +38,7 @@ exec sh $STAND_IN/job $(wc -l < ~/started)
 """
 RAY = """\
 #!/bin/sh
+if test "$1 $HOST" = "start $(cat $STAND_IN/no_ray 2>&1)"; then echo "no Ray here" >&2; exit 1; fi
 echo "$TPU_PROCESS_BOUNDS $TPU_CHIPS_PER_PROCESS_BOUNDS ray $*" >> ~/ray.log
 """
 # Forks once for each call, after the imports; tells of each its arguments, exit code, stdout and stderr.

@@ -8,12 +8,15 @@ import importlib.util
 import json
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from launch import tuning
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install -e '.[launch]'"
@@ -22,11 +25,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 HERE = pathlib.Path(__file__).parent
 IMPORTED = ("launch.sweep", "launch.page", "launch.sweep_figures", "experiments.build", "ray.tune", "scipy.special")
 PATIENCE = 240  # seconds, on a machine that has other things to do
-FILE = """
+FILE = f"""
 from launch.definition import Budget, Choice, LogUniform, Sweep
 
 def get_sweep():
-    return Sweep(config="experiments/configs/vae.py:digits", {arguments})
+    return Sweep(config="{ROOT}/experiments/configs/vae.py:digits", ARGUMENTS)
 """
 
 
@@ -35,17 +38,20 @@ class Calls:
 
     def __init__(self, folder, address):
         self.folder, self.address = folder, address
+        for kind in ("fine", "slow", "non_finite", "crash_once"):
+            (folder / kind).mkdir()  # data.dir, from where the sweep is started
         paths = os.pathsep.join([str(ROOT), str(HERE)])
         self.server = subprocess.Popen(
             [sys.executable, ROOT / "tests/experiments/command_server.py", *IMPORTED, "drive_sweep"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+            env=os.environ | {"PYTHONPATH": paths},
         )  # fmt: skip
         assert self.server.stdout.readline() == "ready\n"
 
     def begin(self, arguments, workdir, *more, module="drive_sweep"):
         """Start a sweep; its process."""
         file = self.folder / f"{workdir.name}.py"
-        file.write_text(FILE.format(arguments=arguments))
+        file.write_text(FILE.replace("ARGUMENTS", arguments))
         args = [f"--sweep={file}", f"--workdir={workdir}", f"--address={self.address}", *more]
         call = {"module": module, "args": args, "fuse": None, "folder": "", "env": {}, "prelude": ""}
         paths = {name: str(self.folder / name) for name in ("stdout", "stderr")}
@@ -59,6 +65,13 @@ class Calls:
         errors = (self.folder / "stderr").read_text().strip().splitlines() or [""]
         return code, (self.folder / "stdout").read_text(), errors[-1]
 
+    def wait_for(self, ready):
+        """Until something has come of the call under way, which is not to end before."""
+        until = time.monotonic() + PATIENCE
+        while not ready():
+            assert not select.select([self.server.stdout], [], [], 0.05)[0], (self.folder / "stderr").read_text()
+            assert time.monotonic() < until, "nothing came"
+
     def __call__(self, *given, **named):
         self.begin(*given, **named)
         return self.end()
@@ -66,7 +79,7 @@ class Calls:
 
 @pytest.fixture(scope="module")
 def cluster():
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)} | tuning.QUIET
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | quick
     with subprocess.Popen(
         [sys.executable, HERE / "two_nodes.py"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
@@ -81,20 +94,13 @@ def cluster():
 def call(cluster, tmp_path_factory):
     calls = Calls(tmp_path_factory.mktemp("calls"), cluster.address)
     yield calls
-    calls.server.stdin.close()
-    calls.server.wait(PATIENCE)
+    with calls.server:  # whose end comes with that of its stdin
+        pass
 
 
 def steps(root, name):
     path = root / "trials" / f"{name}.steps"
     return list(map(int, path.read_text().split())) if path.exists() else []
-
-
-def wait_for(ready):
-    until = time.monotonic() + PATIENCE
-    while not ready():
-        assert time.monotonic() < until, "nothing came"
-        time.sleep(0.05)
 
 
 def table(root):
@@ -117,7 +123,7 @@ def test_killed_halfway_and_a_node_lost_every_trial_is_done_once(call, cluster, 
     root = tmp_path / "kinds"
     slow = [f"dirslow_seed{seed}" for seed in range(3)]
     pid = call.begin(KINDS, root)
-    wait_for(lambda: len(steps(root, slow[0])) >= 3)
+    call.wait_for(lambda: len(steps(root, slow[0])) >= 3)
     os.kill(pid, signal.SIGKILL)
     assert call.end()[0] == -signal.SIGKILL
     first = ended_at(root)
@@ -125,7 +131,7 @@ def test_killed_halfway_and_a_node_lost_every_trial_is_done_once(call, cluster, 
     assert slow[0] not in first
 
     call.begin(KINDS, root)
-    wait_for(lambda: len(ended_at(root)) > len(first) and any(0 < len(steps(root, name)) < 6 for name in slow[1:]))
+    call.wait_for(lambda: len(ended_at(root)) > len(first) and any(0 < len(steps(root, name)) < 6 for name in slow[1:]))
     cluster.send_signal(signal.SIGUSR1)
     code, _, error = call.end()
     assert cluster.stdout.readline() == "killed\n"
@@ -159,7 +165,7 @@ def test_the_bad_are_stopped_early_and_a_sigterm_saves(call, tmp_path):
     root = tmp_path / "early"
     told = ASHA.replace("[8, 16, 2, 4]", "[8, 16, 2, 4], 'data.dir': ['slow']")
     pid = call.begin(told, root)
-    wait_for(lambda: len(steps(root, "latent_dim8_dirslow")) >= 3)
+    call.wait_for(lambda: len(steps(root, "latent_dim8_dirslow")) >= 3)
     os.kill(pid, signal.SIGTERM)
     code, _, error = call.end()
     assert (code, error[:25]) == (75, "stopped by SIGTERM, saved")

@@ -71,18 +71,25 @@ done
 echo "aevb-host $(hostname) stopped"
 """
 LOG = "tail -n {lines} {follow} ~/aevb-run/log"
-RAY_HEAD = """\
-cd ~/aevb && .venv/bin/ray stop --force > /dev/null 2>&1
+# A trial whose worker goes gets SIGTERM from launch/held.py and saves; Ray would kill it at once.
+RAY = "export RAY_kill_child_processes_on_worker_exit=0\ncd ~/aevb\n"
+RAY_HEAD = (
+    RAY
+    + """\
+.venv/bin/ray stop --force > /dev/null 2>&1
 {environment} .venv/bin/ray start --head --port={port} --resources='{resources}' --disable-usage-stats || exit 1
 echo "aevb-host $(hostname) head $(hostname -I | cut -d' ' -f1)"
 """
-RAY_WORKER = """\
-cd ~/aevb
+)
+RAY_WORKER = (
+    RAY
+    + """\
 if hostname -I | grep -qwF {head}; then echo "aevb-host $(hostname) head"; exit 0; fi
 .venv/bin/ray stop --force > /dev/null 2>&1
 {environment} .venv/bin/ray start --address={head}:{port} --resources='{resources}' --disable-usage-stats || exit 1
 echo "aevb-host $(hostname) worker"
 """
+)
 
 
 def ask(

@@ -16,6 +16,7 @@ if __name__ == "__main__":
     print(cluster.address, flush=True)
     while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGUSR1:
         cluster.remove_node(second, allow_graceful=False)
+        cluster.wait_for_nodes(60)  # until the head knows; a driver before that may look for the dead one
         print("killed", flush=True)
     cluster.shutdown()
     sys.exit(0)

@@ -199,7 +199,9 @@ def jobs_of(begun: Begun, plan: Plan, groups: Sequence[Sequence[Trial]] | None) 
         return dataclasses.replace(plan, jobs=[packs.job(plan, each) for each in groups])
     states = begun.states()
     members = [each for each in begun.trials if plan.rows or not states[each.name].final]
-    members.sort(key=lambda each: not states[each.name].final)  # those that are done, first
+    # Those that are done first; then a seed of each setting, whose compiled programs its other seeds find.
+    rank = {each.name: sum(other.setting == each.setting for other in members[:i]) for i, each in enumerate(members)}
+    members.sort(key=lambda each: (not states[each.name].final, rank[each.name]))
     return dataclasses.replace(plan, jobs=[plan.single(each) for each in members])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments import cli
+from experiments import cli, workdir
 from experiments.pages import read_if_there
 from launch import metrics, trials
 from launch.definition import Sweep, rounded
@@ -31,7 +31,6 @@ RETRIES_OF_NON_FINITE = 1  # the same steps give the same numbers, but where the
 TELL_SECONDS = 5.0  # between two signs of life
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # for a stopped run to save
-FAILURE = "failure.json"  # that a packed trial leaves where it became non-finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +221,7 @@ class Watch:
         there = trials.folder(self.plan.folder, trial)
         if (there / "summary.json").exists():
             return {"status": trials.FINISHED, "reason": "", "final": True}
-        own = read_if_there(there / FAILURE).get("reason")
+        own = read_if_there(there / workdir.FAILURE).get("reason")
         reason = own or self._sentence(code)
         return {"status": trials.FAILED, "reason": reason, "final": bool(own) or code == cli.NON_FINITE}
 

@@ -228,10 +228,11 @@ class _Others:
     def fail_of(self, error: Exception) -> None:
         """End all processes because of an exception in this one, or of the process whose end it came from."""
         explained = cli.explained(error)
+        passing = explained is None or explained[1] == cli.PREEMPTED  # as where another one has left
         lost = None if isinstance(error, cli.Stopped) else self._lost()
         if lost is not None:
             explained = self._gone(lost), cli.PREEMPTED
-        elif explained is None and self._left:
+        elif passing and self._left and not isinstance(error, cli.Stopped):
             explained = self._told_by_who_left()
         elif explained is None:
             traceback.print_exception(error)

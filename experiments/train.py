@@ -135,7 +135,7 @@ def check_room(folders: Sequence[epath.Path], run: Run) -> None:
     for place, disk in zip(places, disks, strict=True):
         free, needed = shutil.disk_usage(place).free, of_one * disks.count(disk)
         if free < needed:
-            who = "the run needs" if len(folders) == 1 else f"{disks.count(disk)} runs need"
+            who = "the run needs" if disks.count(disk) == 1 else f"{disks.count(disk)} runs need"
             raise InputError(
                 f"{place} has {free / 2**20:.0f} MiB free and {who} {needed / 2**20:.0f} MiB for checkpoints and "
                 "figures: make room or choose another --workdir"

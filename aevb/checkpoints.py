@@ -24,6 +24,7 @@ from aevb.errors import InputError
 
 MANIFEST = "sha256.json"
 COMMITTED = "commit_success.txt"  # Orbax's marker of a whole step in an object store
+SAVE_SECONDS = 300  # of several processes: that a save may take, and that one may wait in it for the others
 ITEM = "default"  # where Orbax puts the arrays of a step; beside it are its own notes, which it still writes later
 
 
@@ -44,6 +45,7 @@ class Checkpoints:
         if not self._marked:
             self.folder = self.folder.absolute()
         self._ocp = ocp
+        several = {"timeout_secs": SAVE_SECONDS} if jax.process_count() > 1 else {}
         self._saving: int | None = None
         self._swept = False
         self._manager = ocp.CheckpointManager(
@@ -51,7 +53,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest, **several),
                 # Those of two folders that save the same step must not wait for each other.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.folder.name),
             ),
@@ -174,7 +176,9 @@ class _DiskErrors:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         text = f"{error} {error.__cause__}" if error else ""
-        if isinstance(error, OSError) or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+        late = isinstance(error, TimeoutError | ConnectionError)  # of another process, which no room mends
+        of_disk = isinstance(error, OSError) and not late and "://" not in str(self._folder)
+        if of_disk or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
             reason = "no space is left on the disk" if "No space left" in text else text.splitlines()[0]
             raise InputError(
                 f"a checkpoint cannot be written to {self._folder} ({reason}): make room or set another --workdir, "

@@ -16,8 +16,8 @@ from aevb.errors import InputError, NonFiniteError, SamplingError
 
 WRONG_CALL = 2  # the caller can mend it: a flag, a config key, a file
 NON_FINITE = 3  # training left the numbers, or its chains do not sample
-PREEMPTED = 75  # stopped by a signal, nothing broken: the same command goes on
-STORES = ("gcsfs", "google", "aiohttp", "requests")  # whose errors are of gs://
+PREEMPTED = 75  # stopped by a signal or by what may pass, nothing broken: the same command goes on
+STORES = ("gcsfs.", "google.auth.", "google.api_core.", "google.cloud.", "aiohttp.")  # whose errors are of gs://
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -37,7 +37,11 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
+    """Nothing is known to be wrong here: the same command, started again, may come further."""
+
+
+class Stopped(Interrupted):
     """The run was stopped by a signal, with everything saved; the message says by which, and where it goes on."""
 
 
@@ -47,16 +51,33 @@ def explained(error: BaseException) -> tuple[str, int] | None:
         return str(error), WRONG_CALL
     if isinstance(error, NonFiniteError | SamplingError):
         return str(error), NON_FINITE
-    if isinstance(error, Stopped):
+    if isinstance(error, Interrupted):
         return str(error), PREEMPTED
-    if type(error).__module__.split(".")[0] in STORES:
-        words = f"{type(error).__name__}: {error}"
-        return f"the store cannot be used ({words}): look at network and permissions, and repeat", WRONG_CALL
+    if (of_store := _error_of_store(error)) is not None:
+        return of_store
+    if isinstance(error, TimeoutError):  # of a disk that hangs, or of Orbax waiting for another process
+        return f"what was waited for did not come in time ({error}): run the same command to go on", PREEMPTED
     if isinstance(error, OSError):
         # No space, no permission, a folder where a file should be: the system's words name path and reason.
         what = error.filename or "a file"
         sentence = f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat"
         return sentence, WRONG_CALL
+    return None
+
+
+def _error_of_store(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit code of an error of gs://, where that is in use; None of any other."""
+    if "gcsfs" not in sys.modules:  # see workdir.at
+        return None
+    import gcsfs.retry
+    from google.api_core import exceptions, retry
+
+    words = f"{type(error).__name__}: {error}"
+    passing = gcsfs.retry.is_retriable(error) or retry.if_transient_error(error)
+    if passing or isinstance(error, exceptions.ServerError):
+        return f"the store does not answer as it should ({words}): run the same command to go on", PREEMPTED
+    if type(error).__module__.startswith(STORES):
+        return f"the store cannot be used ({words}): look at the permissions, and repeat", WRONG_CALL
     return None
 
 

@@ -6,33 +6,31 @@ is not heard of (killed, stopped, cut off) or says that it failed takes the othe
 """
 
 import contextlib
-import ctypes
 import itertools
 import json
 import os
-import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
 import jax
 
 from aevb import processes
 from aevb.errors import InputError
 from experiments import cli
+from experiments.aborts import Aborts
 
 START_SECONDS = 120  # for all processes to come together
 SILENT_SECONDS = 15  # without a beat a process is gone
 SILENT_AFTER_ERROR = 8  # the same, once something failed in this process, as it does when another one dies
 BEAT_SECONDS = 1.0
 GRACE_SECONDS = 3  # for a process to fail of what another one failed of, in its own words
-FAREWELL_SECONDS = 6  # process 0 stays, since with it the coordinator goes, and JAX aborts who is left
+# Process 0 stays, since with it the coordinator goes, and JAX aborts who is left. With what comes before, under 30.
+FAREWELL_SECONDS = 10
 KEYS = "aevb/"
 GONE = "start all processes again with the same command to go on from the last checkpoint"
 
@@ -52,7 +50,8 @@ def joined(
       process_id: of this one, from 0.
 
     Raises:
-      InputError: the arguments contradict each other, or the processes do not come together.
+      InputError: the arguments contradict each other, or nothing tells which processes there are.
+      Interrupted: the processes do not come together.
     """
     _check(distributed, coordinator, num_processes, process_id)
     if not distributed:
@@ -60,11 +59,7 @@ def joined(
             raise InputError(f"this is one of {jax.process_count()} processes of a run: add --distributed")
         yield
         return
-    aborted = _Aborted()
-    _initialize(aborted, coordinator, num_processes, process_id)
-    others = _Others()
-    aborted.explain = others.explain_abort
-    cli.leave_on_signal(others.fail)
+    others = _come_together(coordinator, num_processes, process_id)
     with contextlib.ExitStack() as stack:
         if not processes.is_first():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -116,20 +111,29 @@ def _check_port(port: int) -> None:
         ) from None
 
 
-def _initialize(
-    aborted: "_Aborted", coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> None:
-    """Call `jax.distributed.initialize`, in a thread, since signals are not heard while it waits.
+def _come_together(coordinator: str | None, num_processes: int | None, process_id: int | None) -> "_Others":
+    """Call `jax.distributed.initialize`, and connect the devices.
 
     Raises:
       InputError: nothing tells which processes there are.
+      Interrupted: some of them did not come, which another start may mend.
     """
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `cli.Preemption`
-    failed = []
+    who = "the processes of this run" if num_processes is None else f"the {num_processes} processes of this run"
+    where = coordinator or "their coordinator"
+    aborts = Aborts()
 
-    def initialize() -> None:
-        try:
-            jax.distributed.initialize(
+    def apart(why: str) -> str:
+        return (
+            f"{who} did not come together at {where} {why}: see that each is started, with the same --coordinator and "
+            "--num_processes, and another --process_id, and can reach it"
+        )
+
+    with aborts.native_words_kept():
+        aborts.explain = lambda: (apart(aborts.reason() or f"within {START_SECONDS} s"), cli.PREEMPTED)
+        cli.leave_on_signal(aborts.end)
+        error = _error_of(
+            lambda: jax.distributed.initialize(
                 coordinator,
                 num_processes,
                 process_id,
@@ -137,50 +141,43 @@ def _initialize(
                 heartbeat_timeout_seconds=4 * SILENT_SECONDS,  # ours comes first
                 shutdown_timeout_seconds=SILENT_SECONDS,
             )
-            processes.meet()
+        )
+        if error and (coordinator is not None or jax.distributed.is_initialized()):
+            raise cli.Interrupted(apart(f"({_words(error)})")) from error
+        if error:
+            raise InputError(
+                f"--distributed finds no processes to join ({_words(error)}): start it where JAX finds them (Cloud "
+                "TPU, Slurm, MPI, Kubernetes), or give --coordinator=HOST:PORT, --num_processes and --process_id"
+            ) from error
+        others = _Others(aborts)
+        aborts.explain = others.explain_abort
+        cli.leave_on_signal(others.fail)
+        if error := _error_of(processes.meet):
+            sentence = f"{who} met, but cannot work together ({_words(error)}): see that all hosts can reach each other"
+            others.fail_of(cli.Interrupted(f"{sentence} on every port"))
+    return others
+
+
+def _error_of(wait: Callable[[], None]) -> Exception | None:
+    """What a call raises, if it does; made in a thread, since signals are not heard while it waits for others."""
+    failed = []
+
+    def call() -> None:
+        try:
+            wait()
         except Exception as error:
             failed.append(error)
 
-    who = "the processes of this run" if num_processes is None else f"the {num_processes} processes of this run"
-    where = coordinator or "their coordinator"
-    sentence = (
-        f"{who} did not come together at {where} within {START_SECONDS} s: see that each is started, with the same "
-        "--coordinator and --num_processes, and can reach it"
-    )
-    with _native_words_kept() as stderr:
-        aborted.explain = lambda: (sentence, cli.WRONG_CALL)
-        aborted.stderr = stderr
-        cli.leave_on_signal(aborted.end)
-        thread = threading.Thread(target=initialize, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-        aborted.stderr = 2
-    words = " ".join(str(failed[0]).split())[:300] if failed else ""
-    if failed and (coordinator is not None or jax.distributed.is_initialized()):
-        raise InputError(
-            f"{who} met, but cannot work together ({words}): see that all hosts can reach each other on every port"
-        ) from failed[0]
-    if failed:
-        raise InputError(
-            f"--distributed finds no processes to join ({words}): start it where JAX finds them (Cloud TPU, Slurm, "
-            "MPI, Kubernetes), or give --coordinator=HOST:PORT, --num_processes and --process_id"
-        ) from failed[0]
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    return failed[0] if failed else None
 
 
-@contextlib.contextmanager
-def _native_words_kept() -> Iterator[int]:
-    """Keep what libraries write to stdout and stderr out of sight; yields a descriptor that still leads to stderr."""
-    with tempfile.TemporaryFile() as kept:
-        before = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-        for descriptor in before:
-            os.dup2(kept.fileno(), descriptor)
-        try:
-            yield before[2]
-        finally:
-            for descriptor, copy in before.items():
-                os.dup2(copy, descriptor)
-                os.close(copy)
+def _words(error: Exception) -> str:
+    """The beginning of what an error says, in a line."""
+    return " ".join(str(error).split())[:300]
 
 
 def _check_devices() -> None:
@@ -191,73 +188,51 @@ def _check_devices() -> None:
         raise InputError(f"the processes have unequal numbers of devices ({told}): give each as many")
 
 
-class _Aborted:
-    """What is said and done when JAX's runtime aborts this process, which is how it answers a lost coordinator.
-
-    Nothing of Python hears of SIGABRT in time, so the handler is C's, and Python is called from it.
-    """
-
-    def __init__(self) -> None:
-        self.explain: Callable[[], tuple[str, int] | None] = lambda: None
-        self.stderr = 2
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._handle)
-        install = ctypes.CDLL(None).signal
-        install.restype = ctypes.c_void_p
-        install(int(signal.SIGABRT), self._handler)
-
-    def _handle(self, signum: int) -> None:
-        explained = self.explain()
-        if explained is not None:  # else it is a crash of this process' own, and stays one
-            self.end(*explained)
-
-    def end(self, sentence: str, code: int) -> NoReturn:
-        """Say why, and leave at once."""
-        os.write(self.stderr, f"{sentence}\n".encode())
-        cli.leave(code)
-
-
 class _Others:
     """The other processes of the run: heard of every second, and left together with."""
 
-    def __init__(self) -> None:
+    def __init__(self, aborts: Aborts) -> None:
         # Not public, and not likely to go: Orbax reads it in the same words.
         from jax._src import distributed
 
-        self._client = distributed.global_state.client
+        self._say, self._client = aborts.say, distributed.global_state.client
         self._address = distributed.global_state.coordinator_address
-        self._index, self._count = processes.part()
+        # Known before the devices are, which are asked for together.
+        self._index, self._count = distributed.global_state.process_id, distributed.global_state.num_processes
         self._heard = {index: time.monotonic() for index in range(self._count) if index != self._index}
         self._beat = dict.fromkeys(self._heard, "")
         self._num_beats = dict.fromkeys(self._heard, 0)
         self._left: dict[int, tuple[str, int, float]] = {}
-        self._leaving, self._leaver = threading.Lock(), None
+        self._leaving: dict[str, list[threading.Thread]] = {}
         self._done = threading.Event()
         for run in (self._exchange, self._judge):
             threading.Thread(target=run, daemon=True).start()
 
     def fail(self, sentence: str, code: int) -> None:
         """End this process, and thereby all of them, with a sentence that process 0 says and an exit code."""
-        if not self._leaving.acquire(blocking=False):
-            if self._leaver is threading.current_thread():
+        call = [threading.current_thread()]
+        first = self._leaving.setdefault("first", call)  # at once: a signal may come between any two steps of Python
+        if first is not call:
+            if first == call:
                 return  # a signal while leaving: go on with that
             threading.Event().wait()
-        self._leaver = threading.current_thread()
         told = self._tell(sentence, code)
         if self._index == 0:
-            cli.say(sentence)
+            self._say(sentence)
             self._wait_for_others()
         elif not told:
-            cli.say(f"process {self._index}: {sentence}")
+            self._say(f"process {self._index}: {sentence}")
         sys.stdout.flush()
         cli.leave(code)
 
     def fail_of(self, error: Exception) -> None:
         """End all processes because of an exception in this one, or of the process whose end it came from."""
         explained = cli.explained(error)
+        passing = explained is None or explained[1] == cli.PREEMPTED  # as where another one has left
         lost = None if isinstance(error, cli.Stopped) else self._lost()
         if lost is not None:
             explained = self._gone(lost), cli.PREEMPTED
-        elif explained is None and self._left:
+        elif passing and self._left and not isinstance(error, cli.Stopped):
             explained = self._told_by_who_left()
         elif explained is None:
             traceback.print_exception(error)

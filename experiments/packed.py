@@ -39,7 +39,6 @@ from experiments import build, checkpointed, progress, settings, summary, train,
 from experiments.build import Run  # noqa: E402
 
 PACKABLE = build.NUMBERS  # the keys of the config in which packed trials may differ
-FAILURE = "failure.json"
 
 
 @dataclasses.dataclass
@@ -90,18 +89,18 @@ class Trial:
             if self.unsaved_best is not None:
                 self.best.save(*self.unsaved_best)
             reason = " ".join(str(error).split())
-            workdir.write_json(self.folder / FAILURE, {"reason": reason})
+            workdir.write_json(self.folder / workdir.FAILURE, {"reason": reason})
             print(f"{self.folder}: {reason}", file=sys.stderr, flush=True)
 
     def look(self, step: int, metrics: dict[str, np.ndarray], elapsed: float, evaluated: Any) -> None:
         """Tell the steps of a call, and how the state after them does, if it is given."""
         self.journal.add(progress.training_row(self.run, step, metrics, elapsed))
-        if evaluated is None:
-            return
-        params = training.replicate(checkpointed.evaluated_params(evaluated))
-        if progress.look(self.run, self.journal, step, params):
-            progress.check_state(evaluated, step)
-            self.unsaved_best = step, evaluated
+        if evaluated is not None:
+            params = training.replicate(checkpointed.evaluated_params(evaluated))
+            if progress.look(self.run, self.journal, step, params):
+                progress.check_state(evaluated, step)
+                self.unsaved_best = step, evaluated
+        self.journal.write()
 
 
 def read(path: str) -> list[Asked]:
@@ -110,8 +109,10 @@ def read(path: str) -> list[Asked]:
     Raises:
       InputError: it is none, or its trials differ in more than numbers.
     """
-    asked = workdir.read_json(epath.Path(path))
     form = '{"config": FILE, "overrides": [...], "trials": [{"workdir": DIR, "overrides": [...]}, ...]}'
+    if not epath.Path(path).exists():
+        raise InputError(f"--trials={path} is not there: correct it, or write {form}")
+    asked = workdir.read_json(epath.Path(path))
     try:
         config, common = asked["config"], list(asked["overrides"])
         given = [(each["workdir"], common + list(each["overrides"])) for each in asked["trials"]]
@@ -288,7 +289,8 @@ def main(argv: list[str]) -> None:
         if end:
             print(end)
         else:
-            (failed if (trial.folder / FAILURE).exists() else left).append((trial, run))
+            (failed if (trial.folder / workdir.FAILURE).exists() else left).append((trial, run))
+    train.check_room([trial.folder for trial, _ in left], runs[0])
     with contextlib.ExitStack() as claims:
         for trial, run in left:
             claims.enter_context(train.opened(run, trial.folder))
@@ -304,8 +306,9 @@ def main(argv: list[str]) -> None:
             if not trial.failed:
                 with trial.marked():
                     finish(trial, first_step_seconds, len(trials) - 1)
-    where = [str(trial.folder / FAILURE) for trial, _ in failed] + [str(t.folder / FAILURE) for t in trials if t.failed]
-    if where:
+    lost = [trial.folder for trial, _ in failed] + [trial.folder for trial in trials if trial.failed]
+    if lost:
+        where = [str(folder / workdir.FAILURE) for folder in lost]
         cli.fail(f"{len(where)} of {len(asked)} trials failed: see {', '.join(where)}", cli.NON_FINITE)
 
 

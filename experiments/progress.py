@@ -38,6 +38,7 @@ class Journal:
         from tensorboardX import SummaryWriter
 
         self.board = self.bar = None
+        self._num_written = len(self.rows)
         if not processes.is_first():
             return
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
@@ -45,7 +46,7 @@ class Journal:
             self.bar = tqdm(total=self.num_steps, initial=self.step, unit="step", dynamic_ncols=True)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Record a row everywhere, or nowhere if it holds a number that is not finite."""
+        """Record a row, in the file at the next `write`; nowhere if it holds a number that is not finite."""
         bad = [f"{name} {value}" for name, value in row.items() if name != "split" and not math.isfinite(value)]
         if bad:
             raise NonFiniteError(
@@ -55,7 +56,6 @@ class Journal:
         self.rows.append(row)
         if not processes.is_first():
             return
-        workdir.append_metrics(self.folder, row)
         for name, value in row.items():
             if name not in ("step", "split"):
                 self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
@@ -74,11 +74,19 @@ class Journal:
                 self.bar.set_postfix_str(f"{first}{rate}")
             self.bar.update(row["step"] - self.bar.n)
 
+    def write(self) -> None:
+        """Put into the file what was recorded since the last time: a whole object where it lies in a store."""
+        workdir.append_metrics(self.folder, self.rows, self._num_written)
+        self._num_written = len(self.rows)
+
     def flush(self) -> None:
+        """Leave nothing of the run's telling in memory alone."""
+        self.write()
         if self.board is not None:
             self.board.flush()
 
     def close(self) -> None:
+        self.write()
         for told in (self.board, self.bar):
             if told is not None:
                 told.close()

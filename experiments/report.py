@@ -168,7 +168,7 @@ def _conventions(config: dict, metrics: list[dict], summary: dict, evaluation: d
             f"{summary['likelihood']} likelihood (binarization: {summary['binarization']})" + _parts(config["model"]),
             *_weighed(config["bound"], metrics),
             *_changed(config),
-            *[f"Times and rates are shared: packed with {n} other trials" for n in [summary.get("packed_with")] if n],
+            *[f"Times and rates are shared with other packed trials: {n}" for n in [summary.get("packed_with")] if n],
             summary["splits"],
         ]
     return [sentence[0].upper() + sentence[1:].removesuffix(".") + "." for sentence in text]

@@ -16,10 +16,11 @@ if __name__ == "__main__":
 
 import contextlib  # noqa: E402
 import json  # noqa: E402
+import os  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
 import zlib  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Iterator, Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
 import jax  # noqa: E402
@@ -27,7 +28,7 @@ import numpy as np  # noqa: E402
 from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
 
-from aevb import processes, training  # noqa: E402
+from aevb import data, processes, training  # noqa: E402
 from aevb.checkpoints import Checkpoints  # noqa: E402
 from aevb.errors import InputError  # noqa: E402
 from experiments import build, checkpointed, distributed, progress, settings, summary, workdir  # noqa: E402
@@ -49,10 +50,10 @@ JOINING = ("distributed", "coordinator", "num_processes", "process_id")
 
 
 def check_workdir(folder: epath.Path, run: Run) -> None:
-    """See that the run in the folder, if there is one, is this one, and that a run can be made here; write nothing.
+    """See that the run in the folder, if there is one, is this one; write nothing.
 
     Raises:
-      InputError: another run is in the folder, or the disk has no room.
+      InputError: another run is in the folder, or something else is.
     """
     ours = settings.flatten(run.config.to_dict())
     if (folder / "config.json").exists():
@@ -68,7 +69,6 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
         raise InputError(f"{folder} is a file: choose another --workdir")
     elif folder.exists() and any(not path.name.startswith(".config.json.") for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run: choose another --workdir")
-    _check_room(folder, run)
 
 
 def check_devices(run: Run) -> None:
@@ -95,9 +95,7 @@ def check_alike(run: Run) -> None:
     del config["data.dir"]  # each host has its data where it has them
     facts = {"config": config, "set of library versions": workdir.versions()}
     for name in build.SPLITS:
-        examples = getattr(run.dataset, name).examples
-        ends = training.read_rows(examples, np.asarray([0, len(examples) - 1])) if len(examples) else np.zeros(0)
-        facts[f"{name} split"] = [len(examples), zlib.crc32(ends.tobytes())]
+        facts[f"{name} split"] = fingerprint(getattr(run.dataset, name))
     facts = json.loads(json.dumps(facts))
     first = processes.told_by_first(lambda: facts)
     for name in facts:
@@ -106,20 +104,42 @@ def check_alike(run: Run) -> None:
             raise InputError(f"process {votes.index(True)} has another {name} than process 0: make them the same")
 
 
-def _check_room(folder: epath.Path, run: Run) -> None:
-    """Refuse to start a run whose checkpoints would not fit: parameters, their optimizer's state and average."""
-    if workdir.in_store(folder):
-        return
+def fingerprint(split: data.Split) -> list[int]:
+    """How many examples a split has, and checksums of some of them, spread over it, and of all labels."""
+    num = len(split.examples)
+    rows = np.unique(np.linspace(0, num - 1, min(num, 64)).astype(int))  # all are too many where they stream
+    examples = training.read_rows(split.examples, rows) if num else np.zeros(0)
+    labels = np.zeros(0) if split.labels is None else np.asarray(split.labels)
+    return [num, *(zlib.crc32(np.ascontiguousarray(part).tobytes()) for part in (examples, labels))]
+
+
+def check_room(folders: Sequence[epath.Path], run: Run) -> None:
+    """Refuse to start runs whose checkpoints would not fit: parameters, their optimizer's state and average.
+
+    Args:
+      folders: of runs like this one, each on its disk.
+      run: one of them.
+
+    Raises:
+      InputError: a disk has no room for those on it.
+    """
     state = jax.eval_shape(run.init_state)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    needed = size * (run.config.train.keep_checkpoints + 3) + 32 * 2**20
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise InputError(
-            f"{existing} has {free / 2**20:.0f} MiB free and the run needs {needed / 2**20:.0f} MiB for checkpoints "
-            "and figures: make room or choose another --workdir"
-        )
+    of_one = size * (run.config.train.keep_checkpoints + 3) + 32 * 2**20
+    places = [
+        next(path for path in (folder, *folder.parents) if path.exists())
+        for folder in folders
+        if not workdir.in_store(folder)
+    ]
+    disks = [os.stat(place).st_dev for place in places]
+    for place, disk in zip(places, disks, strict=True):
+        free, needed = shutil.disk_usage(place).free, of_one * disks.count(disk)
+        if free < needed:
+            who = "the run needs" if disks.count(disk) == 1 else f"{disks.count(disk)} runs need"
+            raise InputError(
+                f"{place} has {free / 2**20:.0f} MiB free and {who} {needed / 2**20:.0f} MiB for checkpoints and "
+                "figures: make room or choose another --workdir"
+            )
 
 
 def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], float | None]:
@@ -158,6 +178,7 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
             look = at_end or progress.evaluation_due(keys, step)
             if look and progress.look(run, journal, step, checkpointed.evaluated_params(replicated)):
                 progress.save(best, step, replicated)
+            journal.write()
             ended = at_end or progress.stopped_early(run, journal.rows)
             stopped = any(processes.votes(bool(preemption.requested)))
             if ended or stopped or step % keys.checkpoint_every_steps == 0:
@@ -249,8 +270,10 @@ def main(argv: list[str]) -> None:
         if end := processes.told_by_first(lambda: finished(run, folder)):
             print(end)
             return
+        processes.told_by_first(lambda: check_room([folder], run))
         with opened(run, folder):
             workdir.remove(folder / "summary.json")  # of a shorter run that now goes on
+            workdir.remove(folder / workdir.FAILURE)  # of a pack that could not
             summary.finish(run, folder, *train(run, folder), started=_STARTED, command=command(path, overrides, folder))
 
 

@@ -27,6 +27,7 @@ from aevb.errors import InputError
 from experiments.configs import base
 from experiments.settings import conform, flatten
 
+FAILURE = "failure.json"  # of a packed trial that left the numbers: its reason
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -190,19 +191,22 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
 def write_metrics(workdir: epath.Path, rows: Iterable[dict[str, Any]]) -> None:
     """Replace metrics.jsonl by these rows."""
-    write_text(workdir / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    write_text(workdir / "metrics.jsonl", _lines(rows))
 
 
-def append_metrics(workdir: epath.Path, row: dict[str, Any]) -> None:
-    """Add one row to metrics.jsonl; in a store, whose objects cannot grow, by writing it anew."""
-    if not processes.is_first():
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
+def append_metrics(workdir: epath.Path, rows: Sequence[dict[str, Any]], start: int) -> None:
+    """Add `rows[start:]` to metrics.jsonl, which has those before; in a store, whose objects cannot grow, write all."""
+    if start == len(rows) or not processes.is_first():
         return
-    path, line = workdir / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n"
-    if in_store(path):
-        write_text(path, (path.read_text() if path.exists() else "") + line)
+    if in_store(workdir):
+        write_metrics(workdir, rows)
         return
-    with path.open("a") as file:
-        file.write(line)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(_lines(rows[start:]))
 
 
 def remove(path: epath.Path) -> None:

@@ -31,7 +31,6 @@ RETRIES_OF_NON_FINITE = 1  # the same steps give the same numbers, but where the
 TELL_SECONDS = 5.0  # between two signs of life
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # for a stopped run to save
-FAILURE = "failure.json"  # that a packed trial leaves where it became non-finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +225,7 @@ class Watch:
         state = trials.state(self.plan.folder, trial)
         if state.final:  # by another process, it may be
             return {"status": state.status, "reason": state.reason, "final": True}
-        own = read_if_there(trials.folder(self.plan.folder, trial) / FAILURE).get("reason")
+        own = read_if_there(trials.folder(self.plan.folder, trial) / workdir.FAILURE).get("reason")
         reason = own or self._sentence(code)
         return {"status": trials.FAILED, "reason": reason, "final": bool(own) or code == cli.NON_FINITE}
 

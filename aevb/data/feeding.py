@@ -20,6 +20,7 @@ import numpy as np
 
 from aevb import processes
 from aevb.data import Split
+from aevb.errors import InputError
 
 
 class Fed(NamedTuple):
@@ -157,7 +158,16 @@ def make_feed(
       num_workers: Grain's worker processes; 0 reads in this one. They read Grain's own flags, so where no command has
         parsed them (a notebook), `absl.flags.FLAGS.mark_as_parsed()` must come first.
       part: `(index, count)` of the processes that the batch is split over; this one of all of them unless given.
+
+    Raises:
+      InputError: the batch does not divide over the processes.
     """
+    part = part or processes.part()
+    if batch_size % part[1]:
+        raise InputError(
+            f"a batch of {batch_size} does not divide over {part[1]} processes: set the batch size to a multiple of "
+            f"{part[1]}"
+        )
     if isinstance(split.examples, np.ndarray):
         return InMemory(split, batch_size, key, part)
     return Streaming(split, batch_size, key, num_workers, part)

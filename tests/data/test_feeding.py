@@ -7,6 +7,7 @@ from absl import flags
 
 from aevb.data import Split
 from aevb.data.feeding import InMemory, Streaming, make_feed
+from aevb.errors import InputError
 
 
 class Shelf:
@@ -130,3 +131,9 @@ def test_examples_without_labels_have_none():
 def test_arrays_stay_in_memory_and_what_does_not_fit_streams():
     assert isinstance(make_feed(split_of(4, True), 2, jax.random.key(0)), InMemory)
     assert isinstance(make_feed(split_of(4, False), 2, jax.random.key(0), 0), Streaming)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_batch_that_does_not_divide_over_the_processes_is_refused(in_memory):
+    with pytest.raises(InputError, match="a batch of 5 does not divide over 2 processes: set the batch size to a mult"):
+        make_feed(split_of(10, in_memory), 5, jax.random.key(0), part=(1, 2))

@@ -13,13 +13,15 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 from conftest import SMALL
+from etils import epath
 from test_train import FIGURES, without_times
 
 from aevb.errors import InputError
-from experiments import workdir
+from experiments import cli, progress, workdir
 
 pytest.importorskip("gcsfs", reason="the extra gcs is not installed")
 pytest.importorskip("gcp_storage_emulator", reason="the extra test is not installed")
@@ -127,6 +129,42 @@ def test_a_bucket_that_is_not_there(command, store: Store):
     assert ended.err.count("\n") == 1
     assert "gs://nowhere is not there" in ended.err
     assert len(json.loads(store.call("/storage/v1/b"))["items"]) == 1  # and none was made
+
+
+def test_what_passes_is_worth_another_start_and_what_does_not_is_not(monkeypatch: pytest.MonkeyPatch):
+    import aiohttp
+    import google.auth.exceptions
+    import requests
+    from gcsfs.retry import HttpError
+    from google.api_core import exceptions
+
+    passing = [HttpError({"code": code, "message": "wait"}) for code in (429, 500, 503)]
+    passing += [exceptions.BadGateway("502"), exceptions.TooManyRequests("429"), aiohttp.ClientConnectionError("reset")]
+    passing += [google.auth.exceptions.TransportError("no answer"), requests.exceptions.ProxyError("502")]
+    staying = [HttpError({"code": 400, "message": "no"}), exceptions.Forbidden("403")]
+    staying += [google.auth.exceptions.DefaultCredentialsError("none")]
+    assert {cli.explained(error)[1] for error in passing} == {cli.PREEMPTED}
+    assert {cli.explained(error)[1] for error in staying} == {cli.WRONG_CALL}
+    assert cli.explained(RuntimeError("a bug")) is None
+    monkeypatch.delitem(sys.modules, "gcsfs")  # as where no path is of a store
+    assert cli.explained(exceptions.Forbidden("of another library")) is None
+
+
+def test_rows_are_written_once_a_call(monkeypatch: pytest.MonkeyPatch):
+    written = []
+    monkeypatch.setattr(workdir, "write_text", lambda path, text: written.append((os.fspath(path), text)))
+    monkeypatch.setattr("tensorboardX.SummaryWriter", mock.Mock())
+    rows = [{"step": step, "split": split, "elbo": -1.0} for step in (5, 10) for split in ("train", "validation")]
+    journal = progress.Journal(epath.Path("gs://runs/digits"), [], 10, 0, shown=False)
+    for row in rows[:2]:
+        journal.add(row)
+    journal.write()
+    for row in rows[2:]:
+        journal.add(row)
+    journal.write()
+    journal.close()
+    assert {path for path, _ in written} == {"gs://runs/digits/metrics.jsonl"}
+    assert [[json.loads(line) for line in text.splitlines()] for _, text in written] == [rows[:2], rows]
 
 
 def test_nobody_is_signed_in(monkeypatch: pytest.MonkeyPatch):

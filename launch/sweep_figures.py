@@ -19,7 +19,7 @@ from launch.trials import FAILED, FINISHED
 
 NAMED = 8  # learning curves that each have a colour and a name
 GRID = {"axis": "y", "color": "#E6E8EA", "linewidth": 0.8}
-FAR = 4.0  # times the distance from the best to the middle: what lies further behind is not drawn, but counted
+FAR = 3.0  # times the distance from the best to the lower quartile: what is further behind is not drawn, but counted
 
 
 def label(key: str) -> str:
@@ -151,8 +151,8 @@ def _show_the_best(panels: Sequence[Axes], found: Sequence[Setting], metric: Met
     if len(scores) < 3:
         return
     sign = metric.better
-    top, middle = max(sign * s for s in scores), float(np.median([sign * s for s in scores]))
-    least = middle - FAR * max(top - middle, 1e-9)
+    top, quartile = max(sign * s for s in scores), float(np.quantile([sign * s for s in scores], 0.25))
+    least = quartile - FAR * max(top - quartile, 1e-9)
     behind = int(np.sum(sign * everything < least))
     if not behind:
         return

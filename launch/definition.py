@@ -228,9 +228,13 @@ def whole(sweep: Sweep, key: str) -> bool:
     return type(settings.flatten(sweep.load({}).to_dict())[key]) is int
 
 
-def rounded(value: Any) -> Any:
-    """A drawn value as it is trained with: four digits say as much, and fit in the name of a folder."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+def rounded(value: Any, drawn_from: Distribution) -> Any:
+    """A drawn number as it is trained with: to a ten-thousandth of the range, or of itself, to fit a folder's name."""
+    if isinstance(drawn_from, Choice) or not isinstance(value, float):
+        return value
+    low, high = drawn_from
+    step = value if isinstance(drawn_from, LogUniform) else high - low
+    return min(max(round(value, 4 - math.floor(math.log10(step))), low), high)
 
 
 def expand(sweep: Sweep) -> list[dict[str, Any]]:
@@ -252,5 +256,5 @@ def _draw(sweep: Sweep, number: int, integers: set[str]) -> dict[str, Any]:
         share, integer = source.random(), key in integers
         low, high = (each.low, each.high + 1) if integer else each
         value = low * (high / low) ** share if isinstance(each, LogUniform) else low + share * (high - low)
-        values[key] = min(math.floor(value), int(each.high)) if integer else rounded(value)
+        values[key] = min(math.floor(value), int(each.high)) if integer else rounded(value, each)
     return values

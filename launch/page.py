@@ -114,23 +114,28 @@ def _headline(
     done = results.ended(found)
     tiles.append({"name": "trials done", "value": str(done), "unit": f"of {num}", "note": _status(found, num)})
     seconds = sum(each.summary.get("total_seconds", 0.0) for each in found)
-    if seconds:
+    if seconds and not _packed(found):
         note = "of all finished trials, with start and evaluation"
         tiles.append({"name": "time", "value": pages.duration(seconds), "unit": "", "note": note})
     return tiles
 
 
+def _packed(found: Sequence[Result]) -> bool:
+    """Whether trials were trained together, each of which tells the time of all."""
+    return any(each.summary.get("packed_with") for each in found)
+
+
 def _lead(settings: Sequence[Setting], best: Setting) -> str:
-    """Whether the intervals of others reach the best one's mean."""
+    """Whether the intervals of others overlap with the best one's, where all have one."""
     from launch.sweep_figures import setting_name
 
     others = [each for each in settings if each.score and each is not best]
-    if best.score.half is None:
-        return f"of {len(others) + 1}, by one seed each"
+    if any(each.score.half is None for each in [best, *others]):
+        return f"of {len(others) + 1}"
     near = [
         setting_name(each)
         for each in others
-        if abs(each.score.value - best.score.value) <= (each.score.half or 0.0) + best.score.half
+        if abs(each.score.value - best.score.value) <= each.score.half + best.score.half
     ]
     return f"intervals overlap with {', '.join(near[:3])}{' …' * (len(near) > 3)}" if near else "no interval overlaps"
 
@@ -196,7 +201,8 @@ def _rows(
     others = _others(metric, found)
     if sweep.distributions:
         worst = float("-inf")
-        settings = sorted(settings, key=lambda s: metric.better * s.score.value if s.score else worst, reverse=True)
+        value = {id(each): metric.better * each.score.value if each.score else worst for each in settings}
+        settings = sorted(settings, key=lambda each: (each.whole, value[id(each)]), reverse=True)
     rows = []
     for each in settings:
         seconds = [result.summary["train_seconds"] for result in each.results if "train_seconds" in result.summary]
@@ -263,6 +269,8 @@ def _conventions(sweep: Sweep, metric: Metric, found: Sequence[Result], settings
     told.append(f"Each trial trains for {_length(sweep)}{early if budget.grace_epochs else ''}.")
     if sweep.distributions:
         told.append(f"The values are drawn by {'Optuna’s TPE' if sweep.search == 'optuna' else 'chance'}.")
+    if _packed(found):
+        told.append("Trials were trained together, and each tells the time that all of its pack took.")
     evaluation = next((each.evaluation for each in found if each.evaluation), None)
     if evaluation:
         told.append(

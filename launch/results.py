@@ -66,10 +66,6 @@ class Setting:
         """Whether all its trials have finished."""
         return all(each.score is not None for each in self.results)
 
-    @property
-    def name(self) -> str:
-        return trials.name(self.values) if self.values else "all seeds"
-
     def mean(self, name: str) -> Mean | None:
         """Of another number of evaluation.json, over the trials that have finished."""
         found = [each.evaluation.get(name) for each in self.results if each.score is not None]

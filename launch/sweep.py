@@ -70,13 +70,16 @@ def begin(path: str, root: epath.Path) -> Begun:
         costs = trials.costs(asked)
     except InputError as error:
         raise InputError(f"--sweep={path}: {error}") from None
-    to_draw = 0
     if drawn:
         costs[""] = costs[asked[0].name]
-        # A search may draw the same twice, so that there are fewer trials than it has drawn.
-        done = read_if_there(root / "sweep.json").get("drawn", 0)
-        to_draw = max(0, sweep.budget.num_trials - max(done, len(found)))
-    return Begun(sweep, metric, root, found, costs, to_draw)
+    return Begun(sweep, metric, root, found, costs, left_to_draw(sweep, root, found))
+
+
+def left_to_draw(sweep: Sweep, root: epath.Path, found: Sequence[Trial]) -> int:
+    """How many a search is still to draw; it may draw the same twice, and has then drawn more than are found."""
+    if not sweep.drawn_later:
+        return 0
+    return max(0, sweep.budget.num_trials - max(read_if_there(root / "sweep.json").get("drawn", 0), len(found)))
 
 
 def said(sweep: Sweep) -> dict[str, Any]:
@@ -149,14 +152,14 @@ def resources(num_packs: int) -> Resources:
     return Resources(cpus, given.gpus_per_trial, given.tpus_per_trial)
 
 
-def check_batches(begun: Begun, needs: Resources) -> None:
+def check_batches(members: Sequence[Trial], needs: Resources) -> None:
     """Refuse batches that do not divide over the devices of a trial.
 
     Raises:
       InputError: one does not.
     """
     devices = max(1, int(needs.gpus), needs.tpus)
-    for trial in begun.trials:
+    for trial in members:
         batch = trial.config["train.batch_size"]
         if batch % devices:
             raise InputError(
@@ -246,14 +249,14 @@ def write_page(begun: Begun) -> epath.Path:
     from launch import page
 
     if begun.sweep.drawn_later:
-        begun = dataclasses.replace(begun, trials=trials.begun(begun.root, begun.sweep))
+        found = trials.begun(begun.root, begun.sweep)
+        begun = dataclasses.replace(begun, trials=found, to_draw=left_to_draw(begun.sweep, begun.root, found))
     command = shlex.join(["python", "-m", "launch.sweep", *sys.argv[1:]])
     return page.write(begun.sweep, begun.metric, begun.root, begun.trials, begun.num_trials, command)
 
 
-def train(begun: Begun, is_packed: bool) -> str:
-    """Bring every trial to its end; the signal that stopped it before, if one has."""
-    groups = groups_of(begun) if is_packed else None
+def train(begun: Begun, groups: Sequence[Sequence[Trial]] | None) -> str:
+    """Bring every trial to its end, or every pack; the signal that stopped it before, if one has."""
     needs = resources(len(groups or ()))
     with tuning.connected(flags.FLAGS.address, needs) as nodes:
         side_by_side = tuning.slots(nodes, needs)
@@ -280,17 +283,17 @@ def main(argv: list[str]) -> None:
     path = cli.required("sweep", "launch/sweeps/latent_dim.py")
     given = cli.required("workdir", "runs/latent_dim")
     begun = begin(path, workdir.at(given if workdir.in_store(given) else os.path.abspath(given)))
-    is_packed = flags.FLAGS.packed
-    if not is_packed:  # else whole trials are dealt out to devices
-        check_batches(begun, resources(0))
+    groups = groups_of(begun) if flags.FLAGS.packed else None
+    alone = begun.trials if groups is None else [each[0] for each in groups if len(each) == 1]
+    check_batches(alone, resources(0))  # whole trials of packs are dealt out to devices
     if flags.FLAGS.dry_run:
-        print(dry_run(begun, groups_of(begun) if is_packed else None))
+        print(dry_run(begun, groups))
         return
     stopped = ""
     states = begun.states()
     if begun.to_draw or trials.to_do(states):
         tuning.check_installed(begun.sweep)
-        stopped = train(begun, is_packed)
+        stopped = train(begun, groups)
     page = write_page(begun)
     if stopped:
         cli.fail(f"stopped by {stopped}, saved: run the same command to go on, or look at {page}", cli.PREEMPTED)

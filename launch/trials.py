@@ -94,12 +94,13 @@ def name(values: Mapping[str, Any]) -> str:
 
 
 def _word(value: Any) -> str:
-    """A value in letters that any file system takes, another for another value of numbers."""
+    """A value in letters that any file system takes, other letters for another value."""
     if isinstance(value, list):
         return "x".join(map(_word, value)) or "none"
     if isinstance(value, float):
         return next(text for digits in (6, 17) if float(text := f"{value:.{digits}g}") == value)
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", str(value))
+    word = re.sub(r"[^A-Za-z0-9_.=-]+", "-", text := str(value))
+    return word if word == text else f"{word}-{zlib.crc32(text.encode()):08x}"
 
 
 def arguments(sweep: Sweep, trial: Trial) -> list[str]:

@@ -266,7 +266,7 @@ def _scheduler(plan: Plan) -> Any:
         max_t=longest,
         grace_period=budget.grace_epochs,
         reduction_factor=budget.reduction,
-        stop_last_trials=False,  # one at its end evaluates and writes its summary
+        stop_last_trials=False,  # one at its end evaluates and writes its summary; see also Watch
     )
 
 

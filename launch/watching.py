@@ -20,7 +20,7 @@ from etils import epath
 from experiments import cli, workdir
 from experiments.pages import read_if_there
 from launch import metrics, trials
-from launch.definition import Sweep, rounded
+from launch.definition import LENGTH, Sweep, rounded
 from launch.metrics import Metric
 from launch.trials import Trial
 
@@ -31,6 +31,7 @@ RETRIES_OF_NON_FINITE = 1  # the same steps give the same numbers, but where the
 TELL_SECONDS = 5.0  # between two signs of life
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # for a stopped run to save
+HELD_SECONDS = 900.0  # for another process to leave the folder of a trial, as one that a lost node left behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Plan:
         """The job that Tune means: it names its number, or the values that a search has drawn."""
         if "job" in config:
             return self.jobs[config["job"]]
-        return self.single(trials.make(self.sweep, {key: rounded(value) for key, value in config.items()}))
+        drawn = {key: rounded(value, self.sweep.distributions[key]) for key, value in config.items()}
+        return self.single(trials.make(self.sweep, drawn))
 
     def single(self, trial: Trial) -> Job:
         """The job that makes one trial."""
@@ -95,8 +97,8 @@ class Plan:
 class Watch:
     """A job on its way; `tell` says again and again how it stands, and `stop` ends it, saved.
 
-    The result of `tell` has `score`, the metric so far, `epoch`, where it is of a row, and at the end `done`, and
-    `outcomes`: of each trial its status, a sentence where it failed, and whether that is final.
+    The result of `tell` has `score`, the metric so far, `epoch`, where it is of a row but the last, and at the end
+    `done` and `outcomes`: of each trial its status, a sentence where it failed, and whether that is final.
     """
 
     def __init__(self, plan: Plan, job: Job) -> None:
@@ -106,6 +108,7 @@ class Watch:
         self.rows, self.size, self.told = [], 0, 0  # of metrics.jsonl
         self.score: float | None = None
         self.resources = contextlib.ExitStack()
+        self.free_since = time.monotonic()  # from when on a process could have trained
         self.asked = [each for each in job.trials if not trials.state(plan.folder, each).final]
         self.open = self.asked
 
@@ -115,6 +118,8 @@ class Watch:
         while time.monotonic() < until:
             if self.open and self.process is None and self._may_start():
                 self._start()
+            if self.open and self.process is None and time.monotonic() - self.free_since > HELD_SECONDS:
+                return self._done({each.name: self._held(each) for each in self.asked})
             code = self.process.poll() if self.process else None if self.open else 0
             if self.plan.rows and (row := self._next_row()):
                 return row
@@ -187,6 +192,8 @@ class Watch:
         row, self.told = self.rows[self.told], self.told + 1
         self.score = row[self.plan.metric.name]
         per_epoch = self.plan.steps_per_epoch.get(trial.name) or self.plan.steps_per_epoch[""]
+        if row["step"] >= math.ceil(trial.config[LENGTH] * per_epoch):  # all is paid for: no scheduler may stop it now
+            return {"score": self.score}
         return {"score": self.score, "epoch": row["step"] / per_epoch}
 
     def _ended(self, code: int) -> dict[str, Any] | None:
@@ -196,10 +203,18 @@ class Watch:
         self.attempts[code] = self.attempts.get(code, 0) + 1
         if ran and code and self._worth_another(code):
             return None
-        outcomes = {each.name: self._outcome(each, code) for each in self.asked}
+        self.free_since = time.monotonic()
         if ran and workdir.in_store(self.plan.root):
-            trials.log(self.plan.folder, self.job.trials[0]).write_text(self._log().read_text())
+            trials.log(self.plan.folder, self.job.trials[0]).write_bytes(self._log().read_bytes())
+        return self._done({each.name: self._outcome(each, code) for each in self.asked})
+
+    def _done(self, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return {"score": self._final_score(outcomes), "outcomes": outcomes, "done": True}
+
+    def _held(self, trial: Trial) -> dict[str, Any]:
+        """Of a trial whose folder is not given free."""
+        reason = f"another process trains in {trials.folder(self.plan.folder, trial)} or beside it: end it"
+        return {"status": trials.FAILED, "reason": reason, "final": False}
 
     def _final_score(self, outcomes: Mapping[str, Mapping[str, Any]]) -> float | None:
         """Of the first trial; None where it has failed, now or before."""

@@ -1,6 +1,7 @@
 """What sweeps expand to, and wrong calls."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -48,7 +49,10 @@ def test_names_are_of_folders_and_tell_trials_apart():
     long = [trials.name({"data.dir": "long" * 100 + end}) for end in "ab"]
     assert (len(set(long)), [len(each) for each in long]) == (2, [150, 150])
     assert trials.name({"seed": 1, "data.seed": 2}) == "seed1_data.seed2"
-    assert trials.name({"learner.name": "wake_sleep", "data.dir": "/a b/ü"}) == "wake_sleep_dir-a-b-"
+    assert trials.name({"learner.name": "wake_sleep", "seed": 3}) == "wake_sleep_seed3"
+    texts = [trials.name({"data.dir": text}) for text in ("/a b/ü", "/a/b/ü", "/a-b-ü")]
+    assert len(set(texts)) == 3
+    assert all(re.fullmatch("dir-a-b--+[0-9a-f]{8}", text) for text in texts)
 
 
 def test_random_search_draws_the_same_again_and_from_its_distributions():
@@ -64,6 +68,11 @@ def test_random_search_draws_the_same_again_and_from_its_distributions():
     assert stats.chisquare(counts[1]).pvalue > 0.01
     assert {type(each["model.latent_dim"]) for each in found} == {int}
     assert stats.binomtest(sum(each["model.activation"] == "relu" for each in found), 200).pvalue > 0.01
+    # Rounding leaves no narrow range, and hardly makes two draws one.
+    narrow = definition.expand(drawn(distributions={"train.ema_decay": Uniform(0.999, 0.99999)}))
+    narrow = [each["train.ema_decay"] for each in narrow]
+    assert 0.999 <= min(narrow) < max(narrow) <= 0.99999
+    assert len(set(narrow)) > 190
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch/sweeps").glob("[!_]*.py")), ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
 """Means of seeds, the best, the page and its table."""
 
 import csv
+import json
 import math
 
 import numpy as np
@@ -87,6 +88,13 @@ def test_page_of_a_search_with_many_and_of_nothing_yet(tmp_path):
     assert text.count("data:image/png;base64,") == 2
     assert len(table) == 12
     assert text.index(">−20.00<") < text.index(">−21.00<")  # the best on top
+    # Packed trials share their times, which are not summed.
+    assert "of all finished trials" in text
+    for path in (tmp_path / "many").glob("trials/*/summary.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"packed_with": 11}))
+    text = page.write(told, metrics.parse(told.metric), epath.Path(tmp_path / "many"), found, 12, "again").read_text()
+    assert "of all finished trials" not in text
+    assert "each tells the time that all of its pack took" in text
     (tmp_path / "none").mkdir()
     text, table = write_page(tmp_path / "none", found, told, [None] * 12)
     assert "12 to do" in text

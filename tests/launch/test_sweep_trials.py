@@ -85,11 +85,10 @@ def test_a_search_that_drew_the_same_twice_is_done(tmp_path):
 
 def test_batches_that_do_not_divide_over_the_devices_of_a_trial():
     found = trials.known(sweep(grid={"train.batch_size": [100, 50]}))
-    begun = command.Begun(sweep(), metrics.parse("test nll"), epath.Path("none"), found, {}, 0)
-    command.check_batches(begun, tuning.Resources(4, 0.5, 0))
-    command.check_batches(begun, tuning.Resources(4, 2.0, 0))
+    command.check_batches(found, tuning.Resources(4, 0.5, 0))
+    command.check_batches(found, tuning.Resources(4, 2.0, 0))
     with pytest.raises(InputError, match=r"batch_size50: .* is 50, .* over 1 CPU core and 4 TPU chips: set .* of 4"):
-        command.check_batches(begun, tuning.Resources(1, 0.0, 4))
+        command.check_batches(found, tuning.Resources(1, 0.0, 4))
 
 
 def plan_of(tmp_path, told, **changes):
@@ -135,7 +134,7 @@ def test_a_job_is_retried_where_it_can_help_and_then_marked(tmp_path):
 
 
 def test_a_stopped_job_saves_and_goes_on_and_tells_every_row_once_more_to_a_scheduler(tmp_path):
-    told = sweep(grid={"data.dir": ["slow"]})
+    told = sweep(grid={"data.dir": ["slow"]}, budget=Budget(4))
     (trial,), plan = trials.known(told), plan_of(tmp_path, told, rows=True)
     watch = watching.Watch(plan, plan.single(trial))
     try:
@@ -147,15 +146,29 @@ def test_a_stopped_job_saves_and_goes_on_and_tells_every_row_once_more_to_a_sche
     assert made[-1] < 8
     assert int((tmp_path / "trials" / trial.name / "saved").read_text()) == made[-1]
     told_again = brought_to_its_end(plan, trial)
-    assert [row["epoch"] for row in told_again if "epoch" in row] == [step / 2 for step in range(1, 9)]
+    # Of the last step no epoch is told, by which a scheduler would stop it before it is evaluated.
+    assert [row["epoch"] for row in told_again if "epoch" in row] == [step / 2 for step in range(1, 8)]
     assert steps(tmp_path, trial) == list(range(1, 9))
     # A node that does not have the sweep's folder says so, and trains nothing beside it.
     with pytest.raises(FileNotFoundError, match=r"does not see .*none: give a --workdir that all nodes share"):
         brought_to_its_end(dataclasses.replace(plan, root=str(tmp_path / "none")), trial)
     # It is done: told again without a process.
     again = brought_to_its_end(dataclasses.replace(plan, command=["no such file"]), trial)
-    assert [row["score"] for row in again[:-1]] == [row["score"] for row in told_again if "epoch" in row]
+    assert [row["score"] for row in again[:-2]] == [row["score"] for row in told_again if "epoch" in row]
     assert again[-1] == {"score": again[-2]["score"], "outcomes": {}, "done": True}
+
+
+def test_a_folder_that_is_never_given_free_fails_its_trial_for_now(tmp_path, monkeypatch):
+    told = sweep(grid={"data.dir": ["fine"]})
+    (trial,), plan = trials.known(told), plan_of(tmp_path, told)
+    folder = trials.folder(plan.folder, trial)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(watching, "HELD_SECONDS", 0.0)
+    with workdir.claim(folder):
+        last = brought_to_its_end(plan, trial)[-1]
+    outcome = last["outcomes"][trial.name]
+    assert (last["score"], outcome["status"], outcome["final"]) == (None, "failed", False)
+    assert f"another process trains in {folder}" in outcome["reason"]
 
 
 def test_cores_are_held_by_one_job_each():

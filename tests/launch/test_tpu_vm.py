@@ -15,6 +15,7 @@ import pytest
 from tpu_world import MACHINES, NAMED, ROOT, SWEEP, TRAIN, ZONE, World, until
 
 from aevb.errors import InputError
+from experiments import cli
 from launch import gcloud, hosts, tpu_vm, watch
 from launch.accelerators import accelerator
 from launch.gcloud import GcloudError, Runner, Target
@@ -141,7 +142,7 @@ def test_the_exit_code_is_that_of_the_host_with_a_reason(world: World, four: Tar
     ended = world.run("train", *MACHINES, *TRAIN)
     assert ended.returncode == 3
     assert "a loss of vae-w-2" in ended.stdout
-    assert ended.stderr == "the run on vae ended with exit code 3: see what is above\n"
+    assert ended.stderr == f"the run on vae ended with exit code 3: see what is above; {watch.COST}\n"
 
 
 @pytest.mark.parametrize(
@@ -205,9 +206,41 @@ def test_new_machines_that_fail_are_not_asked_for_for_ever(world: World, four: T
     job = made(world, four, WAIT)
     world.put("new.json", ["FAILED"])
     monkeypatch.setattr(watch, "ATTEMPTS", 4)
-    with pytest.raises(InputError, match=r"vae is FAILED: .*; given up after 4 attempts in a row"):
+    with pytest.raises(cli.Interrupted, match=rf"vae is FAILED: .*; given up after 4 .*; {watch.COST}"):
         watch.follow(four, job, Runner(), Clock(lambda: world.take("vae")))
-    assert world.calls().count("create") == 3
+    assert world.calls().count("create") == 4
+
+
+def test_what_is_deleted_during_the_wait_is_not_asked_for_again(world: World, four: Target):
+    job = made(world, four, WAIT)
+    clock = Clock(lambda: world.take("vae"), lambda: Runner()(gcloud.delete("vae", ZONE)))
+    with pytest.raises(InputError, match="vae is not in us-west4-a"):
+        watch.follow(four, job, Runner(), clock)
+    assert (world.calls().count("create"), world.queue()) == (1, {})
+
+
+def test_what_is_deleted_after_it_was_asked_for_again_stays_so(world: World, four: Target):
+    """The new ones fail, and their owner gives them up while the next attempt is waited for."""
+    job = made(world, four, WAIT)
+    world.put("new.json", ["FAILED"])
+    clock = Clock(lambda: world.take("vae"), lambda: None, lambda: Runner()(gcloud.delete("vae", ZONE)))
+    with pytest.raises(InputError, match="vae is not in us-west4-a"):
+        watch.follow(four, job, Runner(), clock)
+    assert (world.calls().count("create"), world.queue()) == (2, {})
+
+
+def test_what_another_has_renewed_during_the_wait_is_left_alone(world: World, four: Target):
+    """Another has deleted, created, set up and started meanwhile: its run is watched on."""
+    job = made(world, four, WAIT)
+
+    def renew() -> None:
+        Runner()(gcloud.delete("vae", ZONE))
+        made(world, four, WAIT).start()
+
+    clock = Clock(lambda: world.take("vae"), renew, (world.folder / "go").touch)
+    assert watch.follow(four, job, Runner(), clock) == 0
+    assert (world.calls().count("create"), world.calls().count("delete")) == (2, 1)
+    assert started(world) == ONCE
 
 
 def test_attempts_are_made_more_and_more_seldom():
@@ -216,7 +249,7 @@ def test_attempts_are_made_more_and_more_seldom():
     for _ in range(9):
         patience.wait("no")
     assert waits == [60, 120, 240, 480, 960, 1800, 1800, 1800, 1800]
-    with pytest.raises(InputError, match="no; given up after 10 attempts in a row"):
+    with pytest.raises(cli.Interrupted, match=f"no; given up after 10 attempts in a row.*; {watch.COST}"):
         patience.wait("no")
 
 
@@ -228,6 +261,48 @@ def test_a_connection_that_fails_for_a_while_changes_nothing(world: World, four:
     assert clock.slept[:5] == [60, 60, 120, 240, 480]
     assert started(world) == ONCE
     assert world.calls().count("create") == 1
+
+
+def test_a_long_wait_outlives_what_passes(world: World, four: Target):
+    world.put("new.json", ["ACCEPTED", "WAITING_FOR_RESOURCES", "ACTIVE"])
+    Runner()(gcloud.create(four))
+    clock = Clock(lambda: world.put("fail.json", {"describe": ["UNAVAILABLE: try later"] * 2}))
+    assert watch.wait_for_machines(four, Runner(), clock) == watch.ACTIVE
+    assert clock.slept == [60, 60, 120, 60]
+
+
+def test_exit_codes_tell_what_may_pass(world: World):
+    """75 where the same command may go on, 2 where it would meet the same again."""
+    asked = [["create", *MACHINES, "--yes"]] * 2
+    (world.folder / "fail.json").write_text('{"scp": ["UNAVAILABLE: try later"]}')
+    world.put("new.json", ["ACTIVE", "ACTIVE", "FAILED"])
+    ended = world.run_all([*asked, ["setup", *MACHINES], ["status", *MACHINES], ["setup", *MACHINES]])
+    assert [each.returncode for each in ended] == [0, 2, 75, 0, 2], [each.stderr for each in ended]
+    assert "vae is FAILED: delete it and create it again" in ended[4].stderr
+
+
+def test_of_two_who_start_at_once_one_does(world: World, four: Target):
+    """The other leaves no trace, so that the run can still be stopped; and nothing is called started that is not."""
+    made(world, four, WAIT).start()
+    home = world.folder / "hosts/vae-w-0"
+    place = {"HOME": str(home), "PATH": f"{world.folder}/bin:/usr/bin:/bin", "HOST": home.name}
+    place["STAND_IN"] = str(world.folder)
+    late = hosts.START.removeprefix(hosts.BUSY).replace("-w 30", "-w 0.1").replace("COMMAND", "'echo other'")
+    before = [(home / "aevb-run" / name).read_text() for name in ("pid", "command", "log")]
+
+    def ask(script: str) -> subprocess.CompletedProcess:
+        script = f"cd ~/aevb-run; {script}"
+        return subprocess.run(["sh", "-c", script], env=place, cwd=home, capture_output=True, text=True)
+
+    assert ask(late).returncode == 0
+    time.sleep(0.3)
+    assert [(home / "aevb-run" / name).read_text() for name in ("pid", "command", "log")] == before
+    assert "stopped" in ask(hosts.STOP).stdout
+    until(lambda: hosts.states(four, Runner())["vae-w-0"] != "running")
+    (home / "aevb-run/exit_code").unlink(missing_ok=True)
+    lost = ask(late.replace("setsid nohup", "false").replace("seq 100", "seq 2"))
+    assert (lost.returncode, lost.stdout) == (1, "")
+    assert "the run did not start on vae-w-0" in lost.stderr
 
 
 def test_what_would_fail_again_is_not_repeated(world: World, four: Target):

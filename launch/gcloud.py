@@ -22,6 +22,8 @@ PERMANENT = re.compile(
     "PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|has not been used|not enabled|[Bb]illing|Quota limit|Quota '|"
     "invalid_grant|Reauthentication|active account|Invalid choice|unrecognized arguments"
 )
+# Of the others, those that the same call meets again as long as nobody changes what is there.
+STANDING = re.compile("ALREADY_EXISTS|NOT_FOUND|not found|No such file|Did not find")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,10 @@ class Runner:
         if self.dry_run:
             return supposed
         try:
-            ended = subprocess.run(arguments, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+            # A log may hold any bytes.
+            ended = subprocess.run(
+                arguments, capture_output=True, text=True, errors="replace", timeout=seconds, stdin=subprocess.DEVNULL
+            )
         except subprocess.TimeoutExpired:
             raise GcloudError(f"{_short(arguments)} said nothing for {seconds:.0f} s: look at the network") from None
         if ended.returncode:

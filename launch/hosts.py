@@ -39,18 +39,17 @@ echo "aevb-host $(hostname) ready jax $(.venv/bin/python -c 'import jax; print(j
 """
 )
 # What has started holds the lock before this says so. It waits for those who look, who share the lock for a moment.
+# Of two who start at once, one gets the lock, and writes what it is: flock, the shell's parent, leads their group.
 # TERM is for the command, whose exit code is then still written.
 START = (
     BUSY
     + """\
-rm -f exit_code && printf '%s\\n' COMMAND > command
-echo "== $(date -u) $(cat command)" >> log
-cd ~/aevb
-setsid nohup flock -w 30 ~/aevb-run/lock sh -c 'trap : TERM; '"$(cat ~/aevb-run/command)"'
-code=$?; cd ~/aevb-run; echo $code > exit_code.new; mv exit_code.new exit_code' >> ~/aevb-run/log 2>&1 < /dev/null &
-echo $! > ~/aevb-run/pid
-cd ~/aevb-run
+rm -f exit_code
+setsid nohup flock -w 30 lock sh -c 'echo $PPID > pid; trap : TERM; rm -f exit_code; printf "%s\\n" "$1" > command
+echo "== $(date -u) $1"; cd ~/aevb; eval "$1"
+code=$?; cd ~/aevb-run; echo $code > exit_code.new; mv exit_code.new exit_code' sh COMMAND >> log 2>&1 < /dev/null &
 for i in $(seq 100); do if test -e exit_code || ! flock -ns lock true; then break; fi; sleep 0.1; done
+if flock -ns lock true && ! test -e exit_code; then echo "the run did not start on $(hostname)" >&2; exit 1; fi
 echo "aevb-host $(hostname) started"
 """
 )

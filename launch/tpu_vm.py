@@ -17,6 +17,7 @@ printed before it runs (a question that is repeated, once); --dry_run only print
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -44,7 +45,8 @@ def setup(target: Target, run: Runner, rest: list[str]) -> None:
     """Wait for the machines and put this checkout on them."""
     _no_more(rest)
     gcloud.check_installed(run)
-    watch.wait_for_machines(target, run)
+    if (state := watch.wait_for_machines(target, run)) != watch.ACTIVE:
+        raise InputError(f"{target.name} is {state}: delete it and create it again")
     hosts.install(target, run)
 
 
@@ -169,10 +171,24 @@ def check_sweep(target: Target, rest: list[str], chips: int) -> None:
     made = definition.read(path)
     _in_checkout(f"--sweep={path}: config", made.config.partition(":")[0])
     devices = chips * target.accelerator.devices // target.accelerator.chips
-    packed = any(argument.partition("=")[0] == "--packed" for argument in rest)  # then each trial is on one device
-    for values in [] if packed else definition.expand(made):
+    packed = any(argument.partition("=")[0] == "--packed" for argument in rest)
+    for values in _alone(made) if packed else definition.expand(made):
         _check_batch(made.load(values).train.batch_size, devices, f"a trial with --tpus_per_trial={chips}")
     _check_store(target, rest)
+
+
+def _alone(made: definition.Sweep) -> list[dict[str, Any]]:
+    """The values of trials that no other can be packed with: the others are each on one device.
+
+    Raises:
+      InputError: the sweep cannot be packed.
+    """
+    from experiments import build
+    from launch import packs, trials
+
+    packs.check(made)
+    groups = packs.group(trials.known(made), build.NUMBERS)
+    return [members[0].given for members in groups if len(members) == 1]
 
 
 def confirm(what: str, run: Runner) -> None:
@@ -244,9 +260,9 @@ def _finish(target: Target, run: Runner, job: watch.Job) -> None:
             print(run(gcloud.ssh(target.name, target.zone, log, job.everywhere)), flush=True)
         except InputError as error:
             print(error, flush=True)
-        cli.fail(f"the run on {target.name} ended with exit code {code}: see what is above", code)
+        cli.fail(f"the run on {target.name} ended with exit code {code}: see what is above; {watch.COST}", code)
     if not run.dry_run:
-        print(f"the run on {target.name} is done; the machines still cost: delete gives them up", flush=True)
+        print(f"the run on {target.name} is done; {watch.COST}", flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -269,6 +285,8 @@ def main(argv: list[str]) -> None:
         else:
             kind = accelerator(cli.required("accelerator_type", "v5litepod-16"), zone)
             OF_SLICES[own[0]](Target(name, zone, kind, given.spot, given.num_slices), run, rest)
+    except gcloud.GcloudError as error:
+        cli.fail(str(error), cli.WRONG_CALL if gcloud.STANDING.search(str(error)) else cli.PREEMPTED)
     except KeyboardInterrupt:
         cli.fail(
             f"what {name} was asked goes on there: the same command watches it again, delete ends it", cli.PREEMPTED

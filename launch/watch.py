@@ -17,6 +17,7 @@ LOOKS = 10  # at a queued resource that was deleted, until it is gone
 LONGEST = 1800.0  # seconds between two attempts at most, each waiting twice as long as the one before
 ATTEMPTS = 10  # in a row that come to nothing
 STEADY = 600.0  # seconds after which a run counts as having gone on, and attempts are counted anew
+COST = "the machines still cost: delete gives them up"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,13 @@ class Patience:
         """Wait before another attempt, longer each time.
 
         Raises:
-          InputError: that was the last.
+          Interrupted: that was the last.
         """
         self.failed += 1
         if self.failed >= ATTEMPTS:
-            raise InputError(f"{why}; given up after {ATTEMPTS} attempts in a row: the same command goes on")
+            raise cli.Interrupted(
+                f"{why}; given up after {ATTEMPTS} attempts in a row: the same command goes on; {COST}"
+            )
         seconds = min(POLL * 2 ** (self.failed - 1), LONGEST)
         print(f"{why}; trying again in {seconds:.0f} s", flush=True)
         self.sleep(seconds)
@@ -62,18 +65,28 @@ def queue_state(target: Target, run: Runner) -> str:
     return _state(run, gcloud.state(target.name, target.zone))
 
 
-def wait_for_machines(target: Target, run: Runner, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Return when the queued resource has its machines, however long the queue is.
+def wait_for_machines(target: Target, run: Runner, sleep: Callable[[float], None] = time.sleep) -> str:
+    """Wait until the queued resource has its machines, however long the queue is, or gives none.
+
+    Returns:
+      Its state: ACTIVE, or one of GONE.
 
     Raises:
-      InputError: it gives none.
+      InputError: it is not there.
+      Interrupted: gcloud does not say for long how far it is.
     """
-    told = ""
-    while (state := queue_state(target, run)) != ACTIVE:
+    told, patience = "", Patience(sleep)
+    while True:
+        try:
+            state = queue_state(target, run)
+        except GcloudError as error:
+            patience.wait(str(error))
+            continue
+        patience.failed = 0
+        if state == ACTIVE or state in GONE:
+            return state
         if state in (ABSENT, "DELETING"):
             raise InputError(f"{target.name} is not in {target.zone}: create asks Google for it")
-        if state in GONE:
-            raise GcloudError(f"{target.name} is {state}: delete it and create it again")
         if state != told:
             print(f"{target.name} is {state}; waiting (Ctrl-C leaves it in the queue)", flush=True)
         told = state
@@ -87,8 +100,8 @@ def follow(target: Target, job: Job, run: Runner, sleep: Callable[[float], None]
       The job's exit code: the worst of all hosts.
 
     Raises:
-      InputError: the machines are gone for good, cannot be reached, or the run cannot be started; at once where
-        asking again would not help.
+      InputError: the machines are gone for good, or the run cannot be started.
+      Interrupted: they cannot be reached, or there are no others, however often it was tried.
     """
     patience = Patience(sleep)
     ours, installed, started = False, True, False  # whether it is we who deleted; how far the machines are
@@ -99,8 +112,14 @@ def follow(target: Target, job: Job, run: Runner, sleep: Callable[[float], None]
                 if not target.spot:
                     raise InputError(f"{what}: delete {target.name}, create it again, and run setup and this again")
                 patience.wait(f"{what}: its spot machines were taken")
-                ours, installed, started = True, False, False
-                _renew(target, run, sleep)
+                started = False
+                if not _taken(target, run, ours, sleep):  # somebody else has brought them back meanwhile
+                    continue
+                ours, installed = True, False
+                _remove(target, run, sleep)
+                run(gcloud.create(target))
+                ours = False
+                continue
             ours = False
             if not installed:
                 hosts.install(target, run)
@@ -152,10 +171,12 @@ def _taken(target: Target, run: Runner, ours: bool, sleep: Callable[[float], Non
       InputError: somebody else has deleted it.
     """
     state = queue_state(target, run)
-    if state in GONE or (ours and state in (ABSENT, "DELETING")):
+    if ours and state in (ABSENT, "DELETING"):
         return f"{target.name} is {state}"
     if state != ACTIVE:
-        wait_for_machines(target, run, sleep)
+        state = wait_for_machines(target, run, sleep)
+    if state in GONE:
+        return f"{target.name} is {state}"
     for node in target.nodes:
         if not run.dry_run and (state := _state(run, gcloud.node_state(node, target.zone))) in TAKEN:
             return f"{node} is {state}"
@@ -172,18 +193,17 @@ def _state(run: Runner, question: list[str]) -> str:
         raise
 
 
-def _renew(target: Target, run: Runner, sleep: Callable[[float], None]) -> None:
-    """New machines in the place of those that were taken.
+def _remove(target: Target, run: Runner, sleep: Callable[[float], None]) -> None:
+    """Give up what is left of machines that were taken.
 
     Raises:
-      GcloudError: the old ones do not go away, or there are no others.
+      GcloudError: it does not go away.
     """
     if queue_state(target, run) != ABSENT:
         run(gcloud.delete(target.name, target.zone))
     for _ in range(LOOKS):
         if (state := queue_state(target, run)) == ABSENT:
-            run(gcloud.create(target))
-            return wait_for_machines(target, run, sleep)
+            return
         sleep(POLL)
     raise GcloudError(
         f"{target.name} is {state} {LOOKS * POLL / 60:.0f} minutes after it was deleted: look at it in the console"

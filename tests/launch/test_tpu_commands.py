@@ -154,6 +154,10 @@ def test_what_is_worth_repeating(said: str):
         assert isinstance(failed.value, GcloudError) is again
 
 
+def test_bytes_that_are_no_text_are_no_error():
+    assert gcloud.Runner()(["sh", "-c", r"printf 'a\377b'"]) == "a\ufffdb"
+
+
 def test_a_gcloud_that_hangs_is_left():
     begun = time.monotonic()
     with pytest.raises(GcloudError, match="said nothing for 0 s: look at the network"):

@@ -77,16 +77,20 @@ def test_no_project_and_no_gcloud(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     assert set(world.calls()) == ({"get-value"} if lacking == "project" else set())
 
 
+OVER_TWO = ".* 2 devices of a trial with --tpus_per_trial=1"
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ("grid={'model.latent_dimm': [1]}", "latent_dimm is unknown"),
-        ("grid={'train.batch_size': [100, 101]}", "batch_size is 101, .* 2 devices of a trial with --tpus_per_trial=1"),
+        ("grid={'train.batch_size': [100, 101]}", f"batch_size is 101, {OVER_TWO}"),
+        ("grid={'train.batch_size': [100, 101], 'seed': [0, 1]}", f"batch_size is 101, {OVER_TWO}"),
         (f"grid={{'seed': [0]}}, config='{ROOT}/experiments/configs/vae.py'", "config=/.* is no file of this checkout"),
     ],
 )
 def test_sweeps_that_cannot_be(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, fields: str, words: str):
-    """A chip of a v2 is two devices, over which a batch must divide, but not where each trial is on one of them."""
+    """A chip of a v2 is two devices, over which a batch must divide, but not where it is packed, on one of them."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "launch").mkdir()
     config = "" if "config" in fields else ", config='experiments/configs/vae.py'"
@@ -98,8 +102,11 @@ def test_sweeps_that_cannot_be(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
     given = ["--sweep=launch/mine.py", "--workdir=runs/x"]
     with pytest.raises(InputError, match=words):
         tpu_vm.check_sweep(target, given, 1)
-    if "batch_size" in fields:
+    if "'seed': [0, 1]" in fields:
         tpu_vm.check_sweep(target, [*given, "--packed"], 1)
+    else:  # each trial is alone in its pack, or cannot be at all
+        with pytest.raises(InputError, match=words):
+            tpu_vm.check_sweep(target, [*given, "--packed"], 1)
 
 
 def test_a_dry_run_needs_no_gcloud_and_runs_nothing(tmp_path: pathlib.Path):

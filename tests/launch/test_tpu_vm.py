@@ -7,71 +7,45 @@ import re
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from tpu_world import MACHINES, NAMED, ROOT, SWEEP, TRAIN, ZONE, World, until
+import tpu_world
+from tpu_world import (
+    MACHINES,
+    NAMED,
+    ONCE,
+    ROOT,
+    SWEEP,
+    TRAIN,
+    TWICE,
+    WAIT,
+    ZONE,
+    Clock,
+    World,
+    made,
+    running,
+    started,
+    until,
+)
 
 from aevb.errors import InputError
 from launch import gcloud, hosts, tpu_vm, watch
 from launch.accelerators import accelerator
 from launch.gcloud import GcloudError, Runner, Target
 
-WAIT = "while ! test -e $STAND_IN/go; do sleep 0.02; done"  # as long as the test wants
-ODD = "--x=a 'b' $HOME"  # an argument that a shell must not touch
-ONCE = {f"vae-w-{i}": 1 for i in range(4)}
-TWICE = dict.fromkeys(ONCE, 2)
-
 
 @pytest.fixture
 def world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    made = World(tmp_path).make()
-    for name in ("PATH", "STAND_IN"):
-        monkeypatch.setenv(name, made.env[name])
-    monkeypatch.setattr(hosts, "pack", lambda archive: tarfile.open(archive, "w:gz").close())  # of this process alone
-    yield made
-    made.clear()
+    with tpu_world.placed(tmp_path, monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture
 def four() -> Target:
     """One spot slice of four hosts."""
     return Target("vae", ZONE, accelerator("v5litepod-16", ZONE), spot=True)
-
-
-class Clock:
-    """The sleep of launch.watch: remembers how long, and lets something happen meanwhile."""
-
-    def __init__(self, *happens: Callable[[], object]) -> None:
-        self.happens, self.slept = list(happens), []
-
-    def __call__(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        assert len(self.slept) < 100, "it waits for ever"
-        if self.happens:
-            self.happens.pop(0)()
-        time.sleep(0.05)
-
-
-def running(target: Target, arguments: list[str]) -> watch.Job:
-    """What starts a training run on the hosts, or finds it."""
-    line = hosts.command("experiments.train", arguments)
-    return watch.Job(lambda: hosts.start(target, Runner(), line, everywhere=True))
-
-
-def made(world: World, target: Target, job: str) -> watch.Job:
-    """Machines that are set up, and what starts a run on them."""
-    Runner()(gcloud.create(target))
-    hosts.install(target, Runner())  # of an empty checkout
-    world.job(job)
-    return running(target, [ODD])
-
-
-def started(world: World) -> dict[str, int]:
-    """How often the run was started on each host."""
-    return {path.parent.name: len(path.read_text().splitlines()) for path in (world.folder / "hosts").glob("*/started")}
 
 
 def test_from_asking_to_giving_up(world: World):
@@ -141,112 +115,41 @@ def test_the_exit_code_is_that_of_the_host_with_a_reason(world: World, four: Tar
     ended = world.run("train", *MACHINES, *TRAIN)
     assert ended.returncode == 3
     assert "a loss of vae-w-2" in ended.stdout
-    assert ended.stderr == "the run on vae ended with exit code 3: see what is above\n"
+    assert ended.stderr == f"the run on vae ended with exit code 3: see what is above; {watch.COST}\n"
 
 
-@pytest.mark.parametrize(
-    ("states", "code"),
-    [
-        (["running", "exited 3"], None),
-        (["exited 0", "exited 0"], 0),
-        (["exited 0", "exited 75"], 75),
-        (["exited 75", "exited 2"], 2),
-        (["exited 137", "exited 75"], 137),
-        (["died", "exited 75"], 75),
-        (["died", "exited 1"], 1),
-        (["idle", "exited 0"], 1),
-        (["not set up", "exited 0"], 1),
-    ],
-)
-def test_verdict(states: list[str], code: int | None):
-    assert watch.verdict({f"host-{i}": state for i, state in enumerate(states)}) == code
+def test_exit_codes_tell_what_may_pass(world: World):
+    """75 where the same command may go on, 2 where it would meet the same again."""
+    asked = [["create", *MACHINES, "--yes"]] * 2
+    (world.folder / "fail.json").write_text('{"scp": ["UNAVAILABLE: try later"]}')
+    world.put("new.json", ["ACTIVE", "ACTIVE", "FAILED"])
+    ended = world.run_all([*asked, ["setup", *MACHINES], ["status", *MACHINES], ["setup", *MACHINES]])
+    assert [each.returncode for each in ended] == [0, 2, 75, 0, 2], [each.stderr for each in ended]
+    assert "vae is FAILED: delete it and create it again" in ended[4].stderr
 
 
-def test_machines_that_are_taken_are_asked_for_again(
-    world: World, four: Target, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    """The first deletion of the old ones comes to nothing, and is repeated."""
-    job = made(world, four, f"echo start $1; {WAIT}")
-    world.put("new.json", ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
-    world.put("stuck.json", 1)
-    monkeypatch.setattr(watch, "LOOKS", 2)
-    clock = Clock(lambda: None, lambda: world.take("vae"), (world.folder / "go").touch)
-    assert watch.follow(four, job, Runner(), clock) == 0
-    told = capsys.readouterr().out
-    assert "vae is PREEMPTED: its spot machines were taken; trying again in 60 s" in told
-    assert "vae is DELETING 2 minutes after it was deleted: look at it in the console; trying again in 120 s" in told
-    assert started(world) == ONCE  # on the new hosts, whose folders are new
-    calls = " ".join(world.calls())
-    assert calls.count("create") == 2
-    assert "delete describe delete describe create describe scp install state start" in calls
+def test_of_two_who_start_at_once_one_does(world: World, four: Target):
+    """The other leaves no trace, so that the run can still be stopped; and nothing is called started that is not."""
+    made(world, four, WAIT).start()
+    home = world.folder / "hosts/vae-w-0"
+    place = {"HOME": str(home), "PATH": f"{world.folder}/bin:/usr/bin:/bin", "HOST": home.name}
+    place["STAND_IN"] = str(world.folder)
+    late = hosts.START.removeprefix(hosts.BUSY).replace("-w 30", "-w 0.1").replace("COMMAND", "'echo other'")
+    before = [(home / "aevb-run" / name).read_text() for name in ("pid", "command", "log")]
 
+    def ask(script: str) -> subprocess.CompletedProcess:
+        script = f"cd ~/aevb-run; {script}"
+        return subprocess.run(["sh", "-c", script], env=place, cwd=home, capture_output=True, text=True)
 
-def test_machines_that_are_no_spot_machines_are_not(world: World, four: Target):
-    target = Target(four.name, four.zone, four.accelerator)
-    job = made(world, target, WAIT)
-    with pytest.raises(InputError, match="vae is PREEMPTED: delete vae, create it again"):
-        watch.follow(target, job, Runner(), Clock(lambda: world.take("vae")))
-    assert world.calls().count("create") == 1
-
-
-def test_what_somebody_else_deleted_is_not_asked_for_again(world: World, four: Target):
-    job = made(world, four, WAIT)
-
-    def gone() -> None:
-        world.clear()
-        Runner()(gcloud.delete("vae", ZONE))
-
-    with pytest.raises(InputError, match="vae is not in us-west4-a"):
-        watch.follow(four, job, Runner(), Clock(gone))
-    assert world.calls().count("create") == 1
-
-
-def test_new_machines_that_fail_are_not_asked_for_for_ever(world: World, four: Target, monkeypatch: pytest.MonkeyPatch):
-    job = made(world, four, WAIT)
-    world.put("new.json", ["FAILED"])
-    monkeypatch.setattr(watch, "ATTEMPTS", 4)
-    with pytest.raises(InputError, match=r"vae is FAILED: .*; given up after 4 attempts in a row"):
-        watch.follow(four, job, Runner(), Clock(lambda: world.take("vae")))
-    assert world.calls().count("create") == 3
-
-
-def test_attempts_are_made_more_and_more_seldom():
-    waits: list[float] = []
-    patience = watch.Patience(waits.append)
-    for _ in range(9):
-        patience.wait("no")
-    assert waits == [60, 120, 240, 480, 960, 1800, 1800, 1800, 1800]
-    with pytest.raises(InputError, match="no; given up after 10 attempts in a row"):
-        patience.wait("no")
-
-
-def test_a_connection_that_fails_for_a_while_changes_nothing(world: World, four: Target):
-    job = made(world, four, WAIT)
-    fails = {"ssh": ["UNAVAILABLE: try later", "INTERNAL: an error", "it broke"], "describe": ["no more capacity"]}
-    clock = Clock(lambda: world.put("fail.json", fails), *[lambda: None] * 4, (world.folder / "go").touch)
-    assert watch.follow(four, job, Runner(), clock) == 0
-    assert clock.slept[:5] == [60, 60, 120, 240, 480]
-    assert started(world) == ONCE
-    assert world.calls().count("create") == 1
-
-
-def test_what_would_fail_again_is_not_repeated(world: World, four: Target):
-    Runner()(gcloud.create(four))
-    world.put("fail.json", {"describe": ["PERMISSION_DENIED: the role was taken away"]})
-    clock = Clock()
-    with pytest.raises(InputError, match=r"PERMISSION_DENIED: the role was taken away$"):
-        watch.follow(four, watch.Job(lambda: None), Runner(), clock)
-    assert clock.slept == []
-
-
-@pytest.mark.parametrize("end", ["stopped", "killed"])
-def test_a_run_that_was_stopped_goes_on(world: World, four: Target, end: str):
-    """Stopped with all saved (75) on all hosts; or ended with its shell, as by a machine that starts anew."""
-    job = made(world, four, f"test $1 = 2 && exit 0; {'exit 75' if end == 'stopped' else WAIT}")
-    kill = [lambda: [world.kill(f"vae-w-{i}") for i in range(4)]] if end == "killed" else []
-    assert watch.follow(four, job, Runner(), Clock(*kill)) == 0
-    assert started(world) == TWICE
-    assert world.text("hosts/vae-w-3/started") == f"-m experiments.train {ODD}\n" * 2
+    assert ask(late).returncode == 0
+    time.sleep(0.3)
+    assert [(home / "aevb-run" / name).read_text() for name in ("pid", "command", "log")] == before
+    assert "stopped" in ask(hosts.STOP).stdout
+    until(lambda: hosts.states(four, Runner())["vae-w-0"] != "running")
+    (home / "aevb-run/exit_code").unlink(missing_ok=True)
+    lost = ask(late.replace("setsid nohup", "false").replace("seq 100", "seq 2"))
+    assert (lost.returncode, lost.stdout) == (1, "")
+    assert "the run did not start on vae-w-0" in lost.stderr
 
 
 def test_a_rest_of_a_run_is_stopped_before_it_starts_anew(world: World, four: Target):

@@ -8,8 +8,14 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from launch import gcloud, hosts, watch
+from launch.gcloud import Runner, Target
 
 ROOT = pathlib.Path(__file__).parents[2]
 ZONE = "us-west4-a"
@@ -19,6 +25,10 @@ CONFIG = ["--config=experiments/configs/vae.py", "--config.train.batch_size=128"
 TRAIN = ["--", *CONFIG, "--workdir=gs://runs/digits"]
 SWEEP = ["--", "--sweep=launch/sweeps/latent_dim.py", "--workdir=gs://runs/sweep"]
 VERBS = ("create", "delete", "describe", "ssh", "scp", "rsync", "get-value")
+WAIT = "while ! test -e $STAND_IN/go; do sleep 0.02; done"  # as long as the test wants
+ODD = "--x=a 'b' $HOME"  # an argument that a shell must not touch
+ONCE = {f"vae-w-{i}": 1 for i in range(4)}
+TWICE = dict.fromkeys(ONCE, 2)
 # Of every host: its name, its address, and an image's python3, which has pip and uv make a virtual environment.
 HOSTNAME = """\
 #!/bin/sh
@@ -162,3 +172,47 @@ def until(happened: object, seconds: float = 60) -> None:
     while not happened():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def placed(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A world in whose place this process is too."""
+    made = World(folder).make()
+    for name in ("PATH", "STAND_IN"):
+        monkeypatch.setenv(name, made.env[name])
+    monkeypatch.setattr(hosts, "pack", lambda archive: tarfile.open(archive, "w:gz").close())  # of this process alone
+    yield made
+    made.clear()
+
+
+class Clock:
+    """The sleep of launch.watch: remembers how long, and lets something happen meanwhile."""
+
+    def __init__(self, *happens: Callable[[], object]) -> None:
+        self.happens, self.slept = list(happens), []
+
+    def __call__(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        assert len(self.slept) < 100, "it waits for ever"
+        if self.happens:
+            self.happens.pop(0)()
+        time.sleep(0.05)
+
+
+def running(target: Target, arguments: list[str]) -> watch.Job:
+    """What starts a training run on the hosts, or finds it."""
+    line = hosts.command("experiments.train", arguments)
+    return watch.Job(lambda: hosts.start(target, Runner(), line, everywhere=True))
+
+
+def made(world: World, target: Target, job: str) -> watch.Job:
+    """Machines that are set up, and what starts a run on them."""
+    Runner()(gcloud.create(target))
+    hosts.install(target, Runner())  # of an empty checkout
+    world.job(job)
+    return running(target, [ODD])
+
+
+def started(world: World) -> dict[str, int]:
+    """How often the run was started on each host."""
+    return {path.parent.name: len(path.read_text().splitlines()) for path in (world.folder / "hosts").glob("*/started")}

@@ -117,7 +117,8 @@ def quick_compiling() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return clean_environment(tmp_path_factory.mktemp("compiled"))
+    folder = tmp_path_factory.getbasetemp()
+    return clean_environment((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled")
 
 
 @pytest.fixture(scope="session")

@@ -207,7 +207,7 @@ def test_optuna_goes_on_from_what_it_knows(call, tmp_path):
 REAL = """
     overrides={"model.hidden": (16,), "train.log_every_steps": 5, "train.eval_every_steps": 10,
                "train.checkpoint_every_steps": 15, "eval.num_samples": 20},
-    grid={"seed": [0, 1]}, metric="test nll", budget=Budget(num_epochs=2),
+    grid={"seed": [1]}, metric="test nll", budget=Budget(num_epochs=2),
 """
 
 
@@ -219,7 +219,6 @@ def test_with_experiments_train_itself(call, tmp_path):
         evaluation = json.loads((root / "trials" / name / "evaluation.json").read_text())
         assert (row["status"], float(row["test nll"])) == ("finished", evaluation["nll"])
         assert f"--workdir={root / 'trials' / name}" in row["command"]
-    assert "best test NLL" not in (root / "sweep.html").read_text()  # two seeds are one setting
     assert list((root / "compiled").glob("*/*"))
     # More than any node has, refused before anything is made.
     code, _, error = call(REAL, tmp_path / "none", "--cpus_per_trial=99", module="launch.sweep")

@@ -3,7 +3,7 @@
 A variational autoencoder is a posterior, a likelihood and a prior; a bound ties them; a learner climbs the bound;
 everything is a pure function of its arguments and one PRNG key. The rooms, from the bottom up:
 
-`networks` -> `models` (with `bounds` beside them) -> `learners`, `inference` -> `training`;
+`networks` -> `models` (with `bounds` beside them) -> `learners`, `inference` -> `training` -> `packing`;
 `data`, `checkpoints` and `figures` know no model.
 
 The rooms are imported when they are first named, so `import aevb` itself costs almost nothing.
@@ -23,6 +23,8 @@ __all__ = [
     "learners",
     "models",
     "networks",
+    "packing",
+    "processes",
     "training",
 ]
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from aevb import processes
 from aevb.data import Datapoint, Split
 from aevb.data.arrays import converted
 from aevb.data.binarization import Preprocess, check_values, prepare
@@ -23,9 +24,9 @@ Feed = InMemory | Streaming
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """A copy of each leaf for each device, on a new leading axis `[devices, ...]`."""
+    """A copy of each leaf for each device of this process, on a new leading axis `[devices, ...]`."""
     devices = devices or jax.local_devices()
-    sharding = NamedSharding(Mesh(np.asarray(devices), (DEVICE_AXIS,)), PartitionSpec(DEVICE_AXIS))
+    sharding = one_each(devices)
 
     def copies(leaf: Any) -> jax.Array:
         if isinstance(leaf, np.ndarray):  # a data set: never stacked on one device
@@ -33,6 +34,11 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
         return jax.device_put(jnp.stack([leaf] * len(devices)), sharding)
 
     return jax.tree.map(copies, tree)
+
+
+def one_each(devices: Sequence[jax.Device]) -> NamedSharding:
+    """The first axis, `[devices, ...]`, laid out over the devices."""
+    return NamedSharding(Mesh(np.asarray(devices), (DEVICE_AXIS,)), PartitionSpec(DEVICE_AXIS))
 
 
 def unreplicate(tree: Any) -> Any:
@@ -45,20 +51,27 @@ def unreplicate(tree: Any) -> Any:
 
 
 def make_train_steps(
-    learner: Learner, feed: Feed, preprocess: Preprocess, ema_decay: float, devices: Sequence[jax.Device]
+    learner: Learner,
+    feed: Feed,
+    preprocess: Preprocess,
+    ema_decay: float,
+    devices: Sequence[jax.Device],
+    packed: bool = False,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """`(state, resident, fed) -> (state, metrics)`: as many steps as `fed` holds, in one call on every device.
 
-    Everything has a leading device axis; the state is donated, and each metric is `[devices, steps]`.
+    Everything has a leading axis of the devices of this process; the state is donated, and each metric is
+    `[devices, steps]`. Where they are `packed`, state, fed and metrics have an axis of trials after it, and each trial
+    is on one device alone (`aevb.packing`).
     """
 
     # Averaging over one device is not free: XLA copies every gradient.
-    axis_name = DEVICE_AXIS if len(devices) > 1 else None
+    axis_name = DEVICE_AXIS if len(devices) > 1 and not packed else None
 
     def step(resident: Any, state: TrainState, fed: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         fed = feed.fetch(resident, fed)
         num = fed.example_id.shape[0]
-        index = jax.lax.axis_index(DEVICE_AXIS) * num + jnp.arange(num)
+        index = (0 if packed else jax.lax.axis_index(DEVICE_AXIS) * num) + jnp.arange(num)
         data_key, learner_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(data_key, index)
         x, context, corrupted = jax.vmap(preprocess)(fed.stored, fed.label, fed.example_id, keys)
@@ -74,7 +87,8 @@ def make_train_steps(
     def steps(state: TrainState, resident: Any, fed: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         return jax.lax.scan(functools.partial(step, resident), state, fed)
 
-    return jax.pmap(steps, axis_name=DEVICE_AXIS, donate_argnums=0, devices=devices)
+    each = jax.vmap(steps, in_axes=(0, None, 0)) if packed else steps
+    return jax.pmap(each, axis_name=DEVICE_AXIS, donate_argnums=0, devices=devices)
 
 
 def train(
@@ -98,7 +112,7 @@ def train(
       num_steps: the step to end at.
       steps_per_call: steps in one `scan`, between two looks from the host.
       ema_decay: of the average of the weights; read only if the state keeps one.
-      devices: all local ones unless given.
+      devices: all of all processes unless given; those of one process stand beside each other.
 
     Yields:
       The state, replicated, valid until the next one is asked for (its memory is donated), and the metrics of each
@@ -110,7 +124,8 @@ def train(
         before is the last good one.
       SamplingError: the learner's chains hardly ever moved over a call, or most of their transitions diverged.
     """
-    devices = devices or jax.local_devices()
+    devices = devices or processes.all_devices()
+    ours = _ours(devices)
     if feed.batch_size % len(devices):
         raise InputError(
             f"a batch of {feed.batch_size} does not divide over {len(devices)} devices: "
@@ -118,27 +133,41 @@ def train(
         )
     step = int(state.step)
     train_steps = make_train_steps(learner, feed, preprocess, ema_decay, devices)
-    resident = replicate(feed.resident, devices)
-    state = replicate(state, devices)
+    resident = replicate(feed.resident, ours)
+    state = replicate(state, ours)
     while step < num_steps:
         num = min(steps_per_call - step % steps_per_call, num_steps - step)
-        state, metrics = train_steps(state, resident, split_over(len(devices), feed.steps(step, num)))
+        state, metrics = train_steps(state, resident, split_over(len(ours), feed.steps(step, num)))
         # Waiting here also keeps the devices from running apart: unsynchronised CPU devices deadlock.
         metrics = jax.tree.map(np.asarray, unreplicate(metrics))
-        _check_finite(metrics, step)
-        _check_chains(metrics, step)
+        check_call(metrics, step)
         step += num
         yield state, metrics
 
 
+def _ours(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of the devices that are this process'."""
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
 def split_over(num_devices: int, fed: Any) -> Any:
-    """Leaves `[steps, batch, ...]` to `[devices, steps, M, ...]`: device d has places d M to (d + 1) M of a batch."""
+    """Leaves `[steps, B, ...]` to `[devices, steps, M, ...]`: device d has places d M to (d + 1) M of this part."""
 
     def split(leaf: jax.Array) -> jax.Array:
         steps, batch, *rest = leaf.shape
         return leaf.reshape(steps, num_devices, batch // num_devices, *rest).swapaxes(0, 1)
 
     return jax.tree.map(split, fed)
+
+
+def check_call(metrics: dict[str, np.ndarray], first_step: int) -> None:
+    """See that the steps of a call, whose metrics are `[steps]`, are ones to go on from.
+
+    Raises:
+      NonFiniteError, SamplingError: as `train` does.
+    """
+    _check_finite(metrics, first_step)
+    _check_chains(metrics, first_step)
 
 
 def _check_finite(metrics: dict[str, np.ndarray], first_step: int) -> None:
@@ -176,36 +205,44 @@ def map_examples(
 ) -> Callable[[Any, Split, jax.Array], Iterator[Any]]:
     """Map a function of one datapoint over a split, on every device, each example exactly once.
 
+    Of several processes each reads and maps a part of every batch, and all have the whole result.
+
     Args:
       fn: `(params, point, key) -> tree of arrays`, for one datapoint.
       preprocess: from a stored example to a datapoint.
       batch_size: examples at once, over all devices; the last batch is padded, and the padding dropped from the result.
-      devices: all local ones unless given.
+      devices: all of all processes unless given; those of one process stand beside each other.
 
     Returns:
       `(replicated params, split, key) -> iterator of trees`, leaves `[M, ...]`, NumPy, in the split's order. The key
       of example i is `fold_in(key, i)`, so that neither the batch size nor the devices change a result.
     """
-    devices = devices or jax.local_devices()
+    devices = devices or processes.all_devices()
+    ours = _ours(devices)
     per_device = -(-batch_size // len(devices))
     batch_size = per_device * len(devices)
+    here = slice(devices.index(ours[0]) * per_device, (devices.index(ours[0]) + len(ours)) * per_device)
 
     def one(params: Any, key: jax.Array, stored: jax.Array, label: jax.Array | None, example_id: jax.Array) -> Any:
         data_key, model_key = jax.random.split(jax.random.fold_in(key, example_id))
         return fn(params, preprocess(stored, label, example_id, data_key), model_key)
 
-    batched = jax.vmap(one, in_axes=(None, None, 0, 0, 0))
+    def batched(*fed: Any) -> Any:
+        out = jax.vmap(one, in_axes=(None, None, 0, 0, 0))(*fed)
+        return out if len(ours) == len(devices) else jax.lax.all_gather(out, DEVICE_AXIS)
+
     mapped = jax.pmap(batched, axis_name=DEVICE_AXIS, in_axes=(0, None, 0, 0, 0), devices=devices)
 
     def run(params: Any, split: Split, key: jax.Array) -> Iterator[Any]:
         num_examples = len(split.examples)
         for start in range(0, num_examples, batch_size):
             ids = np.arange(start, start + batch_size)
-            rows = np.minimum(ids, num_examples - 1)
+            rows = np.minimum(ids, num_examples - 1)[here]
             labels = None if split.labels is None else split.labels[rows]
             fed = (read_rows(split.examples, rows), labels, rows.astype(np.int32))
-            fed = jax.tree.map(lambda leaf: leaf.reshape(len(devices), per_device, *leaf.shape[1:]), fed)
+            fed = jax.tree.map(lambda leaf: leaf.reshape(len(ours), per_device, *leaf.shape[1:]), fed)
             out = mapped(params, key, *fed)
+            out = out if len(ours) == len(devices) else unreplicate(out)
             kept = min(batch_size, num_examples - start)
             yield jax.tree.map(lambda leaf: np.asarray(leaf).reshape(batch_size, *leaf.shape[2:])[:kept], out)  # noqa: B023
 
@@ -239,7 +276,7 @@ def fit(
       examples: `[N, *event]`; integers 0..255 stand for value / 255, booleans for 0 and 1, floats for themselves.
       contexts: what a conditional model is told beside each example, `[N, context]`.
       num_steps: updates to make.
-      batch_size: over all local devices.
+      batch_size: over all devices.
       binarization: a name of `aevb.data.binarization.BINARIZATIONS`.
       seed: everything random derives from it.
 

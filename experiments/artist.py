@@ -1,6 +1,7 @@
 """What pictures of a trained model are drawn by: its codes, what it decodes of them, and its contexts."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,9 +38,8 @@ class Artist:
         self.white = 1.0
         if run.model.likelihood.support == "counts" and len(run.model.event_shape) > 1:
             self.white = max(float(np.max(run.dataset.train.examples[:1000])), 1.0)
-        self._decode = jax.jit(jax.vmap(self._decode_one, (None, 0, 0)))
-        self._codes = jax.jit(jax.vmap(functools.partial(usefulness.encode_one, run), (None, 0, 0)))
-        self._encode = run.map_split(self._encode_one, self.split_name)
+        self._decode, self._codes = run.once(_decoder), run.once(_codes)
+        self._encode = run.once(_encoder_of_split, self.split_name)
 
     def given(self, context: jax.Array | None) -> models.Given:
         """The model that was told a context."""
@@ -98,19 +98,36 @@ class Artist:
         """The posterior means of what is seen `[num, *event]`, in the contexts of each: `[num, latent]`."""
         return np.asarray(self._codes(self.params, x, contexts))
 
-    def _decode_one(self, params: Any, z: jax.Array, context: jax.Array | None) -> jax.Array:
-        return self.run.model.bind({"params": params}).given(context).decode(z).mean
 
-    def _encode_one(self, params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
-        if isinstance(self.run.model, models.MaskedAutoencoder):
-            return {"context": None, "mean": self.run.model.bind({"params": params}).encode(point.x).mean}
-        vae = self.run.model.bind({"params": params}).given(point.context)
+def _decoder(run: Run) -> Callable:
+    """`(params, z, context) -> mean of p(x | z)` of many z."""
+
+    def one(params: Any, z: jax.Array, context: jax.Array | None) -> jax.Array:
+        return run.model.bind({"params": params}).given(context).decode(z).mean
+
+    return jax.jit(jax.vmap(one, (None, 0, 0)))
+
+
+def _codes(run: Run) -> Callable:
+    """`(params, x, context) -> posterior mean` of many x."""
+    return jax.jit(jax.vmap(functools.partial(usefulness.encode_one, run), (None, 0, 0)))
+
+
+def _encoder_of_split(run: Run, name: str) -> Callable:
+    """`map_examples` of what an example is encoded to."""
+
+    def one(params: Any, point: data.Datapoint, key: jax.Array) -> dict[str, jax.Array]:
+        if isinstance(run.model, models.MaskedAutoencoder):
+            return {"context": None, "mean": run.model.bind({"params": params}).encode(point.x).mean}
+        vae = run.model.bind({"params": params}).given(point.context)
         posterior = vae.encode(point.x)
-        if not self.run.learner.has_bound:
+        if not run.learner.has_bound:
             return {"x": point.x, "context": point.context, "mean": posterior.mean}
         z = jax.vmap(posterior.sample)(jax.random.split(key, evaluate.KL_SAMPLES))
         kl_per_dim = bounds.kl_per_dim(posterior, vae.prior(), z)
         return {"x": point.x, "context": point.context, "mean": posterior.mean, "kl_per_dim": kl_per_dim}
+
+    return run.map_split(one, name)
 
 
 def check_label(run: Run, label: int | None) -> None:

@@ -1,7 +1,6 @@
 """From a config to a run: its data, model and learner, and the keys that everything random derives from."""
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -17,10 +16,19 @@ from aevb.data.feeding import make_feed
 from aevb.errors import InputError
 from aevb.learners import aevb as aevb_learner
 from aevb.training import Feed, map_examples
-from experiments import choices
+from experiments import choices, settings
 from experiments.checks import check
 
 SPLITS = ("train", "validation", "test")
+# What runs of one program may differ in: the order of the examples comes from outside, the others are in the state.
+NUMBERS = (
+    "seed",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "bound.kl_weight",
+    "bound.log_likelihood_target",
+    "learner.l1_weight",
+)
 # Keeps the keys of the data apart from those of training where both seeds are equal: split(key)[i] is fold_in(key, i).
 DATA_STREAM = 2**31
 
@@ -40,6 +48,7 @@ class Run:
       learning_rate: a function of the step.
       num_steps: where training ends.
       init_key, shuffle_key, eval_key, draw_key: what parameters, order, evaluation and pictures derive from.
+      programs: what `once` has made, for this run and its variants.
     """
 
     config: ConfigDict
@@ -55,6 +64,7 @@ class Run:
     shuffle_key: jax.Array
     eval_key: jax.Array
     draw_key: jax.Array
+    programs: dict[Any, Callable] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def feed(self) -> Feed:
@@ -118,9 +128,19 @@ class Run:
             "seed": self.config.seed,
         }
 
+    def once(self, make: Callable[..., Callable], *args: Any) -> Callable:
+        """`make(self, *args)`, a function that is compiled, made once for this run and its variants.
+
+        So it may read nothing of the run that variants differ in.
+        """
+        if (make, args) not in self.programs:
+            self.programs[make, args] = make(self, *args)
+        return self.programs[make, args]
+
     def init_state(self) -> learners.TrainState:
         """The state before the first step."""
-        state = jax.jit(self.learner.init)(self.init_key)  # compiled as one: operation by operation takes seconds
+        flat = settings.flatten(self.config.to_dict())
+        state = self.once(_initialise, *(flat[key] for key in NUMBERS[1:]))(self.init_key)
         return state.replace(ema_params=state.params) if self.ema_decay else state
 
     def split(self, name: str) -> data.Split:
@@ -152,11 +172,9 @@ class Run:
         """Draws of z a datapoint for it."""
         return self.config.bound.num_samples if self.curve_bound is bounds.iwae else 1
 
-    @functools.cache  # noqa: B019, a run lives as long as its process
     def bound_of_split(self, name: str) -> Callable:
         """`map_examples` of `curve_bound`, compiled once a split."""
-        one = aevb_learner.datapoint_bound(self.model, self.curve_bound, self.curve_samples)
-        return self.map_split(one, name, batches=10)
+        return self.once(_bound_of_split, name)
 
     @property
     def eval_batch_size(self) -> int:
@@ -195,7 +213,6 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
         )
         for name, key in zip(SPLITS, static_keys, strict=True)
     }
-    init_key, shuffle_key, eval_key, draw_key = jax.random.split(jax.random.key(config.seed), 4)
     return Run(
         config=config,
         dataset=dataclasses.replace(dataset, **{name: split for name, (split, _) in prepared.items()}),
@@ -206,11 +223,45 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Run:
         preprocess={name: preprocess for name, (_, preprocess) in prepared.items()},
         learning_rate=choices.learning_rate(config.optimizer),
         num_steps=num_steps,
-        init_key=init_key,
-        shuffle_key=shuffle_key,
-        eval_key=eval_key,
-        draw_key=draw_key,
+        **run_keys(config.seed),
     )
+
+
+def variant(run: Run, config: ConfigDict) -> Run:
+    """The run of a config that differs from that of another in `NUMBERS` alone; both share data, model and programs.
+
+    Raises:
+      InputError: a key has a value that cannot be used.
+    """
+    check(config)
+    config = choices.fill_in(config, run.num_steps)
+    choices.check_bound(config, run.model, run.num_steps)
+    made = dataclasses.replace(
+        run,
+        config=config,
+        learner=choices.make_learner(config, run.model, len(run.dataset.train.examples)),
+        learning_rate=choices.learning_rate(config.optimizer),
+        **run_keys(config.seed),
+    )
+    object.__setattr__(made, "programs", run.programs)  # of the same model; what is replaced elsewhere has its own
+    return made
+
+
+def run_keys(seed: int) -> dict[str, jax.Array]:
+    """What the four keys of a run are, of its seed."""
+    names = ("init_key", "shuffle_key", "eval_key", "draw_key")
+    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+
+
+def _initialise(run: Run, *numbers: float) -> Callable:
+    """The first state of a key, with these numbers in it; compiled as one, operation by operation takes seconds."""
+    del numbers
+    return jax.jit(run.learner.init)
+
+
+def _bound_of_split(run: Run, name: str) -> Callable:
+    one = aevb_learner.datapoint_bound(run.model, run.curve_bound, run.curve_samples)
+    return run.map_split(one, name, batches=10)
 
 
 def make_context(config: ConfigDict, dataset: data.Dataset) -> data.LabelContext | None:

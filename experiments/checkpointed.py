@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from aevb import training
+from aevb import processes, training
 from aevb.checkpoints import Checkpoints
 from aevb.errors import InputError
 from experiments.build import Run
@@ -32,7 +32,7 @@ def restore(run: Run, folder: epath.Path) -> tuple[Any, dict[str, Any]]:
 def restore_params(run: Run, folder: epath.Path, which: str) -> tuple[Any, int] | None:
     """The replicated parameters to evaluate, from the "last" or the "best" checkpoint, and their step."""
     path = folder / "checkpoints" / which
-    if not path.exists():
+    if not processes.told_by_first(path.exists):
         return None
     with contextlib.closing(Checkpoints(path)) as checkpoints:
         restored = restore_state(run, checkpoints)
@@ -65,8 +65,14 @@ def restore_state(run: Run, checkpoints: Checkpoints) -> tuple[Any, int] | None:
         return None
     state, step, passed_over = restored
     for sentence in passed_over:
-        print(f"{sentence}; using step {step}", file=sys.stderr, flush=True)
+        warn(f"{sentence}; using step {step}")
     return state, step
+
+
+def warn(sentence: str) -> None:
+    """Say something on stderr; of several processes one does."""
+    if processes.is_first():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def evaluated_params(state: Any) -> Any:

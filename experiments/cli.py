@@ -16,7 +16,8 @@ from aevb.errors import InputError, NonFiniteError, SamplingError
 
 WRONG_CALL = 2  # the caller can mend it: a flag, a config key, a file
 NON_FINITE = 3  # training left the numbers, or its chains do not sample
-PREEMPTED = 75  # stopped by a signal, nothing broken: the same command goes on
+PREEMPTED = 75  # stopped by a signal or by what may pass, nothing broken: the same command goes on
+STORES = ("gcsfs.", "google.auth.", "google.api_core.", "google.cloud.", "aiohttp.")  # whose errors are of gs://
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -27,19 +28,57 @@ def run(main: Callable[[list[str]], None]) -> None:
         logging.set_verbosity(logging.ERROR)
         try:
             main(argv[1:])
-        except InputError as error:
-            fail(str(error), WRONG_CALL)
-        except (NonFiniteError, SamplingError) as error:
-            fail(str(error), NON_FINITE)
-        except OSError as error:
-            # No space, no permission, a folder where a file should be: the system's words name path and reason.
-            what = error.filename or "a file"
-            fail(
-                f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat",
-                WRONG_CALL,
-            )
+        except Exception as error:
+            told = explained(error)
+            if told is None:
+                raise
+            fail(*told)
 
     app.run(guarded, flags_parser=_parse)
+
+
+class Interrupted(Exception):
+    """Nothing is known to be wrong here: the same command, started again, may come further."""
+
+
+class Stopped(Interrupted):
+    """The run was stopped by a signal, with everything saved; the message says by which, and where it goes on."""
+
+
+def explained(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit code of what the caller can mend or wait for; None of a bug."""
+    if isinstance(error, InputError):
+        return str(error), WRONG_CALL
+    if isinstance(error, NonFiniteError | SamplingError):
+        return str(error), NON_FINITE
+    if isinstance(error, Interrupted):
+        return str(error), PREEMPTED
+    if (of_store := _error_of_store(error)) is not None:
+        return of_store
+    if isinstance(error, TimeoutError):  # of a disk that hangs, or of Orbax waiting for another process
+        return f"what was waited for did not come in time ({error}): run the same command to go on", PREEMPTED
+    if isinstance(error, OSError):
+        # No space, no permission, a folder where a file should be: the system's words name path and reason.
+        what = error.filename or "a file"
+        sentence = f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat"
+        return sentence, WRONG_CALL
+    return None
+
+
+def _error_of_store(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit code of an error of gs://, where that is in use; None of any other."""
+    if "gcsfs" not in sys.modules:  # see workdir.at
+        return None
+    import gcsfs.retry
+    from google.api_core import exceptions, retry
+
+    words = f"{type(error).__name__}: {error}"
+    passing = gcsfs.retry.is_retriable(error) or retry.if_transient_error(error)
+    if passing or isinstance(error, exceptions.ServerError):
+        return f"the store does not answer as it should ({words}): run the same command to go on", PREEMPTED
+    if type(error).__module__.startswith(STORES):
+        return f"the store cannot be used ({words}): look at the permissions, and repeat", WRONG_CALL
+    return None
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -84,30 +123,43 @@ def fail(sentence: str, code: int) -> NoReturn:
 
     What libraries say while the interpreter comes down (of reads that failed, of threads) would bury the sentence.
     """
-    print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+    say(sentence)
     sys.stdout.flush()
-    _leave(code)
+    leave(code)
 
 
-def _leave(code: int) -> NoReturn:
+def say(sentence: str) -> None:
+    """Print a sentence on one line of stderr."""
+    print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+
+
+def leave(code: int) -> NoReturn:
     """Exit without coming down gently, but leave no worker process behind."""
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)
 
 
-def leave_on_signal() -> None:
+def leave_on_signal(fail: Callable[[str, int], None] | None = None) -> None:
     """From now on SIGTERM or Ctrl-C ends the process at once: every file is written whole or not at all.
 
     Raising in a handler would not do: what runs at that moment may swallow the exception.
+
+    Args:
+      fail: how to end it, given a sentence and the exit code; by itself alone unless given. It comes back only where
+        the process is ending already.
     """
 
-    def leave(signum: int, frame: FrameType | None) -> None:
-        os.write(2, f"stopped by {signal.Signals(signum).name}: run the same command to go on\n".encode())
-        _leave(PREEMPTED)
+    def stop(signum: int, frame: FrameType | None) -> None:
+        sentence = f"stopped by {signal.Signals(signum).name}: run the same command to go on"
+        if fail is not None:
+            fail(sentence, PREEMPTED)
+            return
+        os.write(2, f"{sentence}\n".encode())
+        leave(PREEMPTED)
 
     for signum in STOPS:
-        signal.signal(signum, leave)
+        signal.signal(signum, stop)
 
 
 class Preemption:

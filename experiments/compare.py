@@ -18,7 +18,7 @@ from experiments import catalogue, cli, compared, compared_figures, measured, pa
 from experiments.catalogue import CATALOGUE
 from experiments.compared import Model, Row, label
 from experiments.measured import MODEL
-from experiments.workdir import write_csv, write_text
+from experiments.workdir import at, in_store, write_csv, write_text
 
 PAGE, TABLE = "comparison.html", "comparison.csv"
 CAPTIONS = {  # in the order of the page
@@ -155,7 +155,7 @@ def check(arguments: Sequence[str]) -> list[epath.Path]:
     """
     if not arguments:
         raise InputError("no run is named: give the folders of runs, for example runs/vae runs/deep --out=comparison")
-    folders = [epath.Path(each) if "://" in each else epath.Path(os.path.realpath(each)) for each in arguments]
+    folders = [at(each) if in_store(each) else epath.Path(os.path.realpath(each)) for each in arguments]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:
             raise InputError(f"{arguments[place]} is named twice: name each run once")

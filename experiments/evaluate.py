@@ -3,7 +3,6 @@
 python -m experiments.evaluate --workdir=runs/digits --num_samples=5000
 """
 
-import functools
 import json
 import math
 import sys
@@ -17,7 +16,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from aevb import bounds, data, models, training
+from aevb import bounds, data, models, processes, training
 from aevb.data import Datapoint
 from aevb.errors import InputError
 from aevb.inference.annealed_importance import NUM_TEMPERATURES, AISEstimate, annealed_importance_estimate
@@ -61,7 +60,8 @@ def split_marginal(run: Run, params: Any, name: str, max_examples: int | None = 
       SamplingError: the chains of most datapoints diverge or never move.
     """
     split = data.head(getattr(run.dataset, name), max_examples)
-    each = training.collect(marginal_of_split(run, name)(params, split, run.split_key(name)))
+    mapped = run.once(estimate_of_split, name, "hmc", choices.ESTIMATORS["hmc"].usual)
+    each = training.collect(mapped(params, split, run.split_key(name)))
     check_chains(each)
     numbers.check_finite(each.log_marginal, f"the marginal likelihood on the {name} split")
     return {
@@ -131,18 +131,27 @@ def ais(run: Run, num_samples: int) -> DatapointFn:
     return one
 
 
-@functools.cache
-def marginal_of_split(run: Run, name: str) -> Callable:
-    """`map_examples` of the estimator of appendix D, compiled once a run and split."""
-    return run.map_split(hmc(run, choices.ESTIMATORS["hmc"].usual), name)
-
-
 # What log p(x) can be estimated with: the function of one datapoint, the samples of this command, and their words.
 ESTIMATORS: dict[str, tuple[Callable[[Run, int], DatapointFn], int, str]] = {
     "importance": (importance, 5000, "importance samples"),
     "hmc": (hmc, choices.ESTIMATORS["hmc"].usual, "posterior samples by HMC (appendix D)"),
     "ais": (ais, choices.ESTIMATORS["ais"].usual, f"annealed importance chains over {NUM_TEMPERATURES} temperatures"),
 }
+
+
+def estimate_of_split(run: Run, name: str, estimator: str, num_samples: int) -> Callable:
+    """`map_examples` of an estimator, for `run.once`."""
+    return run.map_split(ESTIMATORS[estimator][0](run, num_samples), name)
+
+
+def information_of_codes(run: Run) -> Callable:
+    """`code_information`, for `run.once`."""
+
+    def information(params: Any, key: jax.Array, outputs: jax.Array, context: jax.Array | None = None) -> Any:
+        vae = run.model.bind({"params": params})
+        return code_information(key, vae.posterior, outputs, lambda context: vae.given(context).prior(), context)
+
+    return jax.jit(information)
 
 
 def evaluate(
@@ -162,14 +171,14 @@ def evaluate(
         return reconstruct.evaluate(run, params, split_name, max_examples)
     start = time.perf_counter()
     check_estimator(run, estimator)
-    make, _, words = ESTIMATORS[estimator]
+    words = ESTIMATORS[estimator][2]
     split = data.head(run.split(split_name), max_examples)
     batches = tqdm(
-        run.map_split(make(run, num_samples), split_name)(params, split, run.split_key(split_name)),
+        run.once(estimate_of_split, split_name, estimator, num_samples)(params, split, run.split_key(split_name)),
         total=math.ceil(len(split.examples) / run.eval_batch_size),
         desc=f"{num_samples} {words}",
         unit="batch",
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() and processes.is_first()),
     )
     each = training.collect(batches)
     chains = {}
@@ -179,7 +188,7 @@ def evaluate(
     numbers.check_finite(each["log_marginal"], f"the evaluation of the {split_name} split")
     told = each
     if chains and run.learner.has_encoder:  # the bound and the code are of the encoder, whatever estimates log p(x)
-        mapped = run.map_split(importance(run, KL_SAMPLES), split_name)
+        mapped = run.once(estimate_of_split, split_name, "importance", KL_SAMPLES)
         told = training.collect(mapped(params, split, run.split_key(split_name)))
     nll = -each["log_marginal"]
     mean_nll = float(nll.mean(dtype=np.float64))
@@ -254,13 +263,8 @@ def code_numbers(run: Run, params: Any, each: dict[str, np.ndarray]) -> dict[str
     some = {name: each[name][:INFORMATION_EXAMPLES] for name in ("outputs", "context") if name in each}
     if len(some["outputs"]) < 2 or (run.context is not None and classes is None):
         return told
-    vae = run.model.bind({"params": training.unreplicate(params)})
     key = jax.random.fold_in(run.eval_key, len(build.SPLITS))  # those before it are the splits' own
-    information = jax.jit(
-        lambda outputs, context=None: code_information(
-            key, vae.posterior, outputs, lambda context: vae.given(context).prior(), context
-        )
-    )(**some)
+    information = run.once(information_of_codes)(training.unreplicate(params), key, **some)
     collapse = posterior_collapse(active, kl_per_dim, float(information.mutual_information))
     return told | {
         "mutual_information": float(information.mutual_information),
@@ -318,7 +322,7 @@ def share_at_ends(split: data.Split) -> float:
 
 def main(argv: list[str]) -> None:
     cli.refuse(argv)
-    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    folder = workdir.at(cli.required("workdir", "runs/digits"))
     split_name = flags.FLAGS.split
     if split_name not in build.SPLITS:
         raise InputError(f"--split is {split_name!r}: choose one of {', '.join(build.SPLITS)}")

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from etils import epath
 from tqdm import tqdm
 
 from aevb import data, training
@@ -174,7 +173,7 @@ def measure(
 def main(argv: list[str]) -> None:
     cli.leave_on_signal()  # nothing is written before the end
     cli.refuse(argv)
-    folder = epath.Path(cli.required("workdir", "runs/mae"))
+    folder = workdir.at(cli.required("workdir", "runs/mae"))
     given = {name: flags.FLAGS[name].value for name in ("num_epochs", "learning_rate", "seed")}
     for name in ("num_epochs", "learning_rate"):
         if given[name] is not None and not 0 < given[name] < math.inf:  # so NaN is refused

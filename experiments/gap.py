@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from etils import epath
 
 from aevb import data, models, training
 from aevb.inference.gap import InferenceGap, ProposalComparison, compare_proposals, inference_gap, optimal_posterior
@@ -109,7 +108,7 @@ def main(argv: list[str]) -> None:
     from aevb import figures
 
     cli.refuse(argv)
-    folder = epath.Path(cli.required("workdir", "runs/mnist"))
+    folder = workdir.at(cli.required("workdir", "runs/mnist"))
     run = build.build(workdir.read_config(folder))
     evaluate.check_estimator(run, "importance")
     params, which = checkpointed.restore(run, folder)

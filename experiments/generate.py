@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from aevb import models
+from aevb import models, processes
 from aevb.data.corruption import CORRUPTIONS
 from aevb.errors import InputError
 from experiments import build, checkpointed, cli, code_pictures, numbers, pictures, restored_pictures, workdir
@@ -125,14 +125,16 @@ def draw_all(run: Run, params: Any, folder: epath.Path) -> None:
     artist = Artist(run, params)
     for name, (draw, num) in REPORTED.items():
         if can_draw(run, name) and (name != "denoise" or run.corruption is not None):
-            figures.save(draw(artist, num)[0], folder / f"{name}.png")
+            figure, _ = draw(artist, num)  # by all processes, since examples go through the devices of all
+            if processes.is_first():
+                figures.save(figure, folder / f"{name}.png")
 
 
 def main(argv: list[str]) -> None:
     from aevb import figures
 
     cli.refuse(argv)
-    folder = epath.Path(cli.required("workdir", "runs/digits"))
+    folder = workdir.at(cli.required("workdir", "runs/digits"))
     what = cli.required("what", "samples")
     if what not in WHAT:
         raise InputError(f"--what is {what!r}: choose one of {', '.join(WHAT)}")

@@ -1,5 +1,6 @@
 """Pictures of a trained model: functions of an artist and a number, to a figure and the arrays behind it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from aevb import data, models, training
 from aevb.inference.diagnostics import active_units
 from experiments.artist import Arrays, Artist
+from experiments.build import Run
 
 MOST_CLASSES = 50  # rows that a picture can hold
 USED_EXAMPLES = 1000  # tell which elements of a code are used
@@ -50,20 +52,24 @@ def restorations(artist: Artist, num: int) -> tuple[Any, Arrays]:
     """The first `num` datapoints, what a mask leaves of each, and the image with its masked patches as predicted."""
     from aevb import figures
 
-    model = artist.run.model
-
-    def one(params: Any, point: data.Datapoint, key: jax.Array) -> Arrays:
-        bound = model.bind({"params": params})
-        restored = bound(point.x, key)
-        seen = jnp.where(restored.masked[:, None], 0.5, bound.patches(point.x))
-        return {"x": point.x, "seen": bound.image(seen), "mean": bound.whole(restored, point.x)}
-
-    mapped = artist.run.map_split(one, artist.split_name)
+    mapped = artist.run.once(_restored_of_split, artist.split_name)
     split, key = data.head(artist.split, num), artist.run.split_key(artist.split_name)
     arrays = training.collect(mapped(artist.replicated, split, key))
     rows = {"data": "x", "seen": "seen", "model": "mean"}
     shown = np.stack([artist.shown(arrays[name]) for name in rows.values()])
     return figures.classes(shown, list(rows), ""), arrays
+
+
+def _restored_of_split(run: Run, name: str) -> Callable:
+    """`map_examples` of what a mask leaves of an example, and of what is made of it, for `run.once`."""
+
+    def one(params: Any, point: data.Datapoint, key: jax.Array) -> Arrays:
+        bound = run.model.bind({"params": params})
+        restored = bound(point.x, key)
+        seen = jnp.where(restored.masked[:, None], 0.5, bound.patches(point.x))
+        return {"x": point.x, "seen": bound.image(seen), "mean": bound.whole(restored, point.x)}
+
+    return run.map_split(one, name)
 
 
 def interpolations(artist: Artist, num: int) -> tuple[Any, Arrays]:

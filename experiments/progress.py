@@ -10,10 +10,10 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from aevb import training
+from aevb import processes, training
 from aevb.checkpoints import Checkpoints
 from aevb.errors import InputError, NonFiniteError
-from experiments import checkpointed, numbers, workdir
+from experiments import checkpointed, evaluate, numbers, workdir
 from experiments.build import Run
 
 # On the terminal, with their digits: nats, a share, and squared units of x.
@@ -23,23 +23,30 @@ SHOWN |= {"masked_error": ".5f"}
 
 @dataclasses.dataclass
 class Journal:
-    """What a run has told so far: the rows of metrics.jsonl, in the file, on TensorBoard and on the terminal."""
+    """What a run has told so far: rows of metrics.jsonl, in the file, on TensorBoard and, if shown, on the terminal.
+
+    Of several processes all keep the rows, and the first one tells them.
+    """
 
     folder: epath.Path
     rows: list[dict[str, Any]]
     num_steps: int
     step: int
+    shown: bool = True
 
     def __post_init__(self) -> None:
         from tensorboardX import SummaryWriter
 
+        self.board = self.bar = None
+        self._num_written = len(self.rows)
+        if not processes.is_first():
+            return
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
-        self.bar = None
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             self.bar = tqdm(total=self.num_steps, initial=self.step, unit="step", dynamic_ncols=True)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Record a row everywhere, or nowhere if it holds a number that is not finite."""
+        """Record a row, in the file at the next `write`; nowhere if it holds a number that is not finite."""
         bad = [f"{name} {value}" for name, value in row.items() if name != "split" and not math.isfinite(value)]
         if bad:
             raise NonFiniteError(
@@ -47,10 +54,15 @@ class Journal:
                 "good checkpoint; lower the learning rate, clip the gradient, or look at the data"
             )
         self.rows.append(row)
-        workdir.append_metrics(self.folder, row)
+        if not processes.is_first():
+            return
         for name, value in row.items():
             if name not in ("step", "split"):
                 self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        if self.shown:
+            self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
         first, *rest = [f"{name.replace('_', '-')} {row[name]:{SHOWN[name]}}" for name in SHOWN if name in row]
         first += "" if "masked_error" in row else " nats"
         rate = f", {row['examples_per_second']:,.0f} examples/s" if "examples_per_second" in row else ""
@@ -62,17 +74,38 @@ class Journal:
                 self.bar.set_postfix_str(f"{first}{rate}")
             self.bar.update(row["step"] - self.bar.n)
 
+    def write(self) -> None:
+        """Put into the file what was recorded since the last time: a whole object where it lies in a store."""
+        workdir.append_metrics(self.folder, self.rows, self._num_written)
+        self._num_written = len(self.rows)
+
+    def flush(self) -> None:
+        """Leave nothing of the run's telling in memory alone."""
+        self.write()
+        if self.board is not None:
+            self.board.flush()
+
     def close(self) -> None:
-        self.board.close()
-        if self.bar is not None:
-            self.bar.close()
+        self.write()
+        for told in (self.board, self.bar):
+            if told is not None:
+                told.close()
 
 
 def save(checkpoints: Checkpoints, step: int, replicated: Any) -> None:
     """Start saving a state, unless an update after the last loss took it out of the numbers."""
     state = training.unreplicate(replicated)
-    numbers.check_finite((state.params, state.opt_state, state.ema_params), f"the state after step {step}")
+    check_state(state, step)
     checkpoints.save(step, state)
+
+
+def check_state(state: Any, step: int) -> None:
+    """See that a state is one to go on from.
+
+    Raises:
+      NonFiniteError: it is not finite.
+    """
+    numbers.check_finite((state.params, state.opt_state, state.ema_params), f"the state after step {step}")
 
 
 def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -> tuple[Any, int]:
@@ -83,7 +116,7 @@ def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -
         restored = checkpointed.restore_state(run, best)
         if restored is None:
             raise
-        print(f"{error}; going on from the best one, step {restored[1]}", file=sys.stderr, flush=True)
+        checkpointed.warn(f"{error}; going on from the best one, step {restored[1]}")
         last.forget_after(-1)
         last.save(restored[1], restored[0])
     state, step = restored or (run.init_state(), 0)
@@ -96,11 +129,25 @@ def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -
     return state, step
 
 
-def open_journal(run: Run, folder: epath.Path, step: int) -> Journal:
+def open_journal(run: Run, folder: epath.Path, step: int, shown: bool = True) -> Journal:
     """The journal of a run that goes on from a step; what was told after that step is told again."""
-    rows = [row for row in workdir.read_metrics(folder) if row["step"] <= step]
-    workdir.write_metrics(folder, rows)
-    return Journal(folder, rows, run.num_steps, step)
+
+    def told_until_then() -> list[dict[str, Any]]:
+        rows = [row for row in workdir.read_metrics(folder) if row["step"] <= step]
+        workdir.write_metrics(folder, rows)
+        return rows
+
+    rows = processes.told_by_first(told_until_then)
+    return Journal(folder, rows, run.num_steps, step, shown)
+
+
+def look(run: Run, journal: Journal, step: int, params: Any) -> bool:
+    """Evaluate replicated parameters in the middle of training, and tell it; whether they are the best so far."""
+    rows = evaluate.curve_rows(run, params)
+    for row in rows:
+        journal.add({"step": step, "examples_seen": step * run.batch_size} | row)
+    scores = validation_scores(journal.rows)
+    return bool(rows) and rows[-1]["split"] == "validation" and scores[-1] > max(scores[:-1], default=-math.inf)
 
 
 def evaluation_due(keys: ConfigDict, step: int) -> bool:

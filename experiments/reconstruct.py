@@ -1,6 +1,5 @@
 """Evaluate an autoencoder: how its codes give the data back, what they are like, and how PCA does with as many."""
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -16,9 +15,8 @@ from experiments import numbers, restoration
 from experiments.build import Run
 
 
-@functools.cache
 def of_split(run: Run, name: str) -> Callable:
-    """`map_examples` of how one example comes back and its code, compiled once a run and split.
+    """`map_examples` of how one example comes back and its code, for `run.once`.
 
     A masked autoencoder restores it from what a mask leaves, a mask for each example and the same each time.
     """
@@ -46,7 +44,7 @@ def curve_row(run: Run, params: Any, name: str, max_examples: int | None = None)
       NonFiniteError: a reconstruction is not finite.
     """
     split = data.head(getattr(run.dataset, name), max_examples)
-    each = training.collect(of_split(run, name)(params, split, run.split_key(name)))
+    each = training.collect(run.once(of_split, name)(params, split, run.split_key(name)))
     numbers.check_finite(each, f"the reconstruction of the {name} split")
     told = {key: float(values.mean(dtype=np.float64)) for key, values in each.items() if key != "code"}
     return told | {"num_examples": len(each["code"])}
@@ -56,7 +54,7 @@ def evaluate(run: Run, params: Any, split_name: str, max_examples: int | None = 
     """Evaluate replicated parameters on a split; the dictionary of evaluation.json, without step and checkpoint."""
     start = time.perf_counter()
     split = data.head(run.split(split_name), max_examples)
-    each = training.collect(of_split(run, split_name)(params, split, run.split_key(split_name)))
+    each = training.collect(run.once(of_split, split_name)(params, split, run.split_key(split_name)))
     numbers.check_finite(each, f"the reconstruction of the {split_name} split")
     if isinstance(run.model, models.MaskedAutoencoder):
         found = of_masked(run, each["masked_error"])
@@ -153,7 +151,7 @@ def against_pca(run: Run, params: Any, split: data.Split, error: np.ndarray) -> 
     if set(decoder) == {"output"} and _decodes_means(run):
         kernel = np.asarray(decoder["output"]["kernel"], np.float64)
         angles = subspace_angles(kernel.T, pca.components.T)
-        each = training.collect(of_split(run, "train")(params, run.dataset.train, run.split_key("train")))
+        each = training.collect(run.once(of_split, "train")(params, run.dataset.train, run.split_key("train")))
         found["largest_angle_to_pca"] = float(np.degrees(angles.max()))
         found["train_mse"] = float(each["squared_error"].mean(dtype=np.float64)) / math.prod(run.model.event_shape)
         found["eigenvalue_tail"] = float(restoration.squared_errors(train, pca.reconstruct).mean())

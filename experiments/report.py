@@ -14,7 +14,7 @@ from etils import epath
 from experiments import cli
 from experiments.captions import CAPTIONS
 from experiments.pages import TEMPLATES, decimal, duration, inlined, read_if_there
-from experiments.workdir import flatten, read_json, read_metrics, write_text
+from experiments.workdir import at, flatten, read_json, read_metrics, write_text
 
 
 def write(workdir: epath.PathLike) -> epath.Path:
@@ -168,6 +168,7 @@ def _conventions(config: dict, metrics: list[dict], summary: dict, evaluation: d
             f"{summary['likelihood']} likelihood (binarization: {summary['binarization']})" + _parts(config["model"]),
             *_weighed(config["bound"], metrics),
             *_changed(config),
+            *[f"Times and rates are shared with other packed trials: {n}" for n in [summary.get("packed_with")] if n],
             summary["splits"],
         ]
     return [sentence[0].upper() + sentence[1:].removesuffix(".") + "." for sentence in text]
@@ -389,7 +390,7 @@ def _pictures(folder: epath.Path) -> list[dict]:
 
 def main(argv: list[str]) -> None:
     cli.refuse(argv)
-    print(write(cli.required("workdir", "runs/digits")))
+    print(write(at(cli.required("workdir", "runs/digits"))))
 
 
 if __name__ == "__main__":

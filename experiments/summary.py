@@ -1,6 +1,6 @@
 """The end of a run: evaluate, draw, and write summary.json and report.html."""
 
-import sys
+import io
 import time
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from aevb import training
+from aevb import processes, training
 from aevb.errors import InputError
 from experiments import build, checkpointed, evaluate, generate, report, workdir
 from experiments.build import Run
@@ -42,16 +42,22 @@ def finish(
     *,
     started: float,
     command: str,
+    packed_with: int | None = None,
 ) -> None:
-    """Evaluate, draw, summarise and report; `started` in seconds since the epoch, by this command."""
+    """Evaluate, draw, summarise and report; `started` in seconds since the epoch, by this command.
+
+    Of several processes all evaluate and draw, since examples go through the devices of all; the first one writes. A
+    trial of `experiments.packed` shared its times and rates with so many others, and `command` makes it alone.
+    """
     from aevb import figures
 
     memory = workdir.peak_memory()  # evaluation comes after
     final = checkpointed.evaluated_params(state), rows[-1]["step"]
     best = best_params(run, folder) or final
     which, (params, step) = ("best", best) if run.patience else ("last", final)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    figures.save(figures.learning_curves(rows), folder / "figures" / "learning_curves.png")
+    if processes.is_first():
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        figures.save(figures.learning_curves(rows), folder / "figures" / "learning_curves.png")
     bounds = final_and_best(run, final, best)
     evaluation = None
     if len(run.dataset.test.examples):
@@ -60,11 +66,15 @@ def finish(
         evaluation = evaluate.evaluate(run, params, "test", **how) | {"checkpoint": which, "step": step}
         workdir.write_json(folder / "evaluation.json", evaluation)
     generate.draw_all(run, params, folder / "figures")
-    show(folder, rows[-1]["step"], evaluation or {})
+    if processes.is_first():
+        show(folder, rows[-1]["step"], evaluation or {})
     summary = summarise(run, state, rows) | {"bounds": bounds, "evaluation": evaluation}
     summary |= speed(run, rows) | {"first_step_seconds": first_step_seconds, "peak_memory_gib": memory}
     summary |= {"total_seconds": time.time() - started, "command": command}
+    summary |= {} if packed_with is None else {"packed_with": packed_with}
     workdir.write_json(folder / "summary.json", summary)
+    if not processes.is_first():
+        return
     page = report.write(folder)
     if evaluation:
         print(
@@ -97,7 +107,7 @@ def show(folder: epath.Path, step: int, evaluation: dict[str, Any]) -> None:
             if evaluation.get(name) is not None:
                 board.add_scalar(f"evaluation/{name}", evaluation[name], step)
         for path in sorted((folder / "figures").glob("[!.]*.png")):
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(path.read_bytes())) as image:
                 board.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
 
@@ -106,7 +116,7 @@ def best_params(run: Run, folder: epath.Path) -> tuple[Any, int] | None:
     try:
         return checkpointed.restore_params(run, folder, "best")
     except InputError as error:
-        print(f"{error}; the last one is used instead", file=sys.stderr, flush=True)
+        checkpointed.warn(f"{error}; the last one is used instead")
         return None
 
 

@@ -1,4 +1,7 @@
-"""The files of a run: written whole or not at all, read back by evaluate, generate and report."""
+"""The files of a run: written whole or not at all, read back by evaluate, generate and report.
+
+Of a run over several processes the first one writes; where the others come to the same lines, nothing happens.
+"""
 
 import contextlib
 import csv
@@ -6,6 +9,7 @@ import fcntl
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import platform
 import resource
@@ -18,15 +22,67 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import aevb
+from aevb import processes
 from aevb.errors import InputError
 from experiments.configs import base
 from experiments.settings import conform, flatten
 
+FAILURE = "failure.json"  # of a packed trial that left the numbers: its reason
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
+def in_store(path: epath.PathLike) -> bool:
+    """Whether a path is of an object store (gs://), which has no renames, no growing files and no locks."""
+    return "://" in os.fspath(path)
+
+
+def at(path: str) -> epath.Path:
+    """The folder of a run, once it is seen that its store, if it lies in one, can be used.
+
+    Raises:
+      InputError: what reads gs:// is not installed, nobody is signed in, or the bucket is not there.
+    """
+    folder = epath.Path(path)
+    if not in_store(path):
+        return folder
+    bucket = path.removeprefix("gs://").split("/")[0]
+    if not path.startswith("gs://") or not bucket:
+        raise InputError(f"{path} is not understood: give a folder, or gs://BUCKET/FOLDER of Google Cloud Storage")
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401
+        import google.auth
+    except ImportError as error:
+        raise InputError(f"{path} needs {error.name}: pip install -e '.[gcs]'") from error
+    # Another process may write there, and TensorStore does: what was listed once says nothing of now.
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs, with a traceback, it also raises
+    if not os.environ.get("STORAGE_EMULATOR_HOST"):
+        try:
+            google.auth.default()
+        except google.auth.exceptions.GoogleAuthError as error:
+            raise InputError(
+                f"{path} cannot be reached ({' '.join(str(error).split())}): sign in with gcloud auth "
+                "application-default login, or give this machine a service account"
+            ) from error
+    if not epath.Path(f"gs://{bucket}").exists():
+        raise InputError(
+            f"the bucket gs://{bucket} is not there or not yours to read: make it with gcloud storage buckets create "
+            f"gs://{bucket}, or correct {path}"
+        )
+    return folder
+
+
 def _write(path: epath.Path, write: Callable[[epath.Path], object]) -> None:
-    """Write a file under another name and rename it, so that a reader sees the old content or the new."""
+    """Write a file under another name and rename it, so that a reader sees the old content or the new.
+
+    An object of a store changes as a whole when it is closed, and has no rename.
+    """
+    if not processes.is_first():
+        return
+    if in_store(path):
+        write(path)
+        return
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         write(temporary)
@@ -45,7 +101,7 @@ def claim(workdir: epath.Path) -> Iterator[None]:
     Raises:
       InputError: another process holds it.
     """
-    if "://" in os.fspath(workdir):
+    if in_store(workdir):
         yield
         return
     held = os.open(workdir, os.O_RDONLY)
@@ -62,6 +118,8 @@ def claim(workdir: epath.Path) -> Iterator[None]:
 
 def sweep(workdir: epath.Path) -> None:
     """Remove what a killed process left of a file that it was writing."""
+    if in_store(workdir):
+        return
     for path in [*workdir.glob(".*.tmp"), *(workdir / "figures").glob(".*.png")]:
         path.unlink(missing_ok=True)
 
@@ -133,13 +191,28 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
 def write_metrics(workdir: epath.Path, rows: Iterable[dict[str, Any]]) -> None:
     """Replace metrics.jsonl by these rows."""
-    write_text(workdir / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    write_text(workdir / "metrics.jsonl", _lines(rows))
 
 
-def append_metrics(workdir: epath.Path, row: dict[str, Any]) -> None:
-    """Add one row to metrics.jsonl."""
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
+def append_metrics(workdir: epath.Path, rows: Sequence[dict[str, Any]], start: int) -> None:
+    """Add `rows[start:]` to metrics.jsonl, which has those before; in a store, whose objects cannot grow, write all."""
+    if start == len(rows) or not processes.is_first():
+        return
+    if in_store(workdir):
+        write_metrics(workdir, rows)
+        return
     with (workdir / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.write(_lines(rows[start:]))
+
+
+def remove(path: epath.Path) -> None:
+    """Remove a file, if it is there."""
+    if processes.is_first():
+        path.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -160,6 +233,7 @@ def hardware() -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind,
         "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -11,6 +11,11 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: what waits, for Ray or until a death is noticed, computes little."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_code_is_let_go():
     """After each file of tests: what is compiled maps memory, of which Linux allows a process 65,530 pieces."""

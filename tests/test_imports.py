@@ -14,15 +14,17 @@ ROOT = Path(aevb.__file__).parent
 BELOW = {
     "__init__": set(),
     "errors": set(),
+    "processes": set(),
     "networks": set(),
     "bounds": set(),
-    "data": set(),
-    "checkpoints": set(),
+    "data": {"processes"},
+    "checkpoints": {"processes"},
     "figures": set(),
     "models": {"networks", "bounds"},
     "learners": {"inference", "models", "networks", "bounds", "data"},
     "inference": {"models", "networks", "bounds"},
-    "training": {"learners", "inference", "models", "networks", "bounds", "data"},
+    "training": {"learners", "inference", "models", "networks", "bounds", "data", "processes"},
+    "packing": {"training", "learners", "data"},
 }
 FORBIDDEN = {"absl", "ml_collections", "experiments", "launch"}
 
@@ -52,6 +54,11 @@ def test_imports_point_down(path):
             assert rest.split(".")[0] in BELOW[room(path)] | {"errors", room(path)}, f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "experiments").rglob("*.py")), ids=lambda path: path.stem)
+def test_experiments_launch_nothing(path):
+    assert [name for name in imported_names(path) if name.partition(".")[0] == "launch"] == []
+
+
 def test_every_room_is_known_and_named():
     assert {room(path) for path in FILES} == set(BELOW)
     assert set(aevb.__all__) == set(BELOW) - {"__init__"}
@@ -68,6 +75,7 @@ def test_every_room_is_known_and_named():
         ("import aevb.errors", ["jax", "numpy"]),
         ("import aevb.data", ["tensorflow", "tensorflow_datasets", "grain", "matplotlib", "PIL", "sklearn"]),
         ("import aevb.training", ["tensorflow", "tensorflow_datasets", "grain", "matplotlib"]),
+        ("import launch.sweep", ["jax", "ray", "optuna", "matplotlib", "scipy"]),
         ("import aevb.figures", ["matplotlib.pyplot", "jax", "sklearn", "scipy"]),
     ],
 )

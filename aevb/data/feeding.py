@@ -2,7 +2,9 @@
 
 The training set is a stream of shuffled epochs, one after another: batch t holds the stream's places t B to (t + 1) B.
 No example is dropped and none is seen twice before every other was seen, whether or not B divides N. A set in
-memory lives on the device and is shuffled and gathered there; one that is not streams through Grain.
+memory lives on the device and is shuffled and gathered there; one that is not streams through Grain. Of several
+processes each feeds its own part of every batch, the places i B/P to (i + 1) B/P for process i of P: the stream is the
+one of a single process, and of a streamed set each process reads no other examples.
 """
 
 import functools
@@ -16,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aevb import processes
 from aevb.data import Split
+from aevb.errors import InputError
 
 
 class Fed(NamedTuple):
@@ -36,19 +40,25 @@ class Fed(NamedTuple):
 class InMemory:
     """The whole split on the device; a step is fed the places of its examples and gathers them there."""
 
-    def __init__(self, split: Split, batch_size: int, key: jax.Array) -> None:
+    def __init__(self, split: Split, batch_size: int, key: jax.Array, part: tuple[int, int] | None = None) -> None:
         self.batch_size = batch_size
+        self._part = part or processes.part()
         self.num_examples = len(split.examples)
         self.resident = Fed(split.examples, split.labels, np.arange(self.num_examples, dtype=np.int32))
         self._epoch = functools.lru_cache(maxsize=4)(functools.partial(_shuffled_epoch, key, self.num_examples))
 
     def steps(self, first: int, num: int) -> jax.Array:
-        """The places in the split of the examples of steps first to first + num, int32 `[num, batch_size]`."""
+        """The places in the split of the examples of steps first to first + num, int32 `[num, B]`.
+
+        B is the batch size, or this process' part of it.
+        """
         start, stop = first * self.batch_size, (first + num) * self.batch_size
         epochs = range(start // self.num_examples, -(-stop // self.num_examples))
         stream = jnp.concatenate([self._epoch(epoch) for epoch in epochs])
         offset = start - epochs.start * self.num_examples
-        return stream[offset : offset + stop - start].reshape(num, self.batch_size)
+        index, count = self._part
+        places = stream[offset : offset + stop - start].reshape(num, self.batch_size)
+        return places if count == 1 else jnp.split(places, count, axis=1)[index]
 
     @staticmethod
     def fetch(resident: Fed, places: jax.Array) -> Fed:
@@ -64,9 +74,12 @@ def _shuffled_epoch(key: jax.Array, num_examples: int, epoch: int) -> jax.Array:
 class Streaming:
     """A split that does not fit: Grain reads, shuffles and batches it in worker processes, ahead of the device."""
 
-    def __init__(self, split: Split, batch_size: int, key: jax.Array, num_workers: int) -> None:
+    def __init__(
+        self, split: Split, batch_size: int, key: jax.Array, num_workers: int, part: tuple[int, int] | None = None
+    ) -> None:
         import grain
 
+        index, count = part or processes.part()
         self.batch_size = batch_size
         self.num_examples = len(split.examples)
         self.resident = None
@@ -75,13 +88,15 @@ class Streaming:
             grain.MapDataset.source(_Source(split))
             .shuffle(seed=int(jax.random.bits(key)))
             .repeat()
-            .batch(batch_size, batch_fn=lambda items: jax.tree.map(lambda *leaves: np.stack(leaves), *items))
+            .batch(batch_size // count, batch_fn=lambda items: jax.tree.map(lambda *leaves: np.stack(leaves), *items))
         )
+        if count > 1:
+            self._batches = self._batches[index::count]
         self._iterator: Any = None
         self._next_step = -1
 
     def steps(self, first: int, num: int) -> Fed:
-        """The examples of steps first to first + num, leaves `[num, batch_size, ...]`; resumes at any step."""
+        """The examples of steps first to first + num, leaves `[num, B, ...]` as above; resumes at any step."""
         import grain
 
         if self._next_step != first:
@@ -131,7 +146,9 @@ class _Source:
         return Fed(np.asarray(self._split.examples[i]), label, np.int32(i))
 
 
-def make_feed(split: Split, batch_size: int, key: jax.Array, num_workers: int = 0) -> InMemory | Streaming:
+def make_feed(
+    split: Split, batch_size: int, key: jax.Array, num_workers: int = 0, part: tuple[int, int] | None = None
+) -> InMemory | Streaming:
     """The road that the split takes: in memory if its examples are an array, else streamed.
 
     Args:
@@ -140,7 +157,17 @@ def make_feed(split: Split, batch_size: int, key: jax.Array, num_workers: int = 
       key: what the order of the examples derives from; nothing else may use it.
       num_workers: Grain's worker processes; 0 reads in this one. They read Grain's own flags, so where no command has
         parsed them (a notebook), `absl.flags.FLAGS.mark_as_parsed()` must come first.
+      part: `(index, count)` of the processes that the batch is split over; this one of all of them unless given.
+
+    Raises:
+      InputError: the batch does not divide over the processes.
     """
+    part = part or processes.part()
+    if batch_size % part[1]:
+        raise InputError(
+            f"a batch of {batch_size} does not divide over {part[1]} processes: set the batch size to a multiple of "
+            f"{part[1]}"
+        )
     if isinstance(split.examples, np.ndarray):
-        return InMemory(split, batch_size, key)
-    return Streaming(split, batch_size, key, num_workers)
+        return InMemory(split, batch_size, key, part)
+    return Streaming(split, batch_size, key, num_workers, part)

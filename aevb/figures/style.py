@@ -1,8 +1,10 @@
 """What all figures share: their size, letters and colours, and how they are saved."""
 
+import io
 import os
 import pathlib
 
+from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,6 +29,11 @@ def style_axes(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Writes the figure, all or nothing; the suffix of `path` is the format, and its folder must exist."""
+    if "://" in os.fspath(path):  # an object of a store is there when it is whole, and not before
+        drawn, path = io.BytesIO(), epath.Path(path)
+        figure.savefig(drawn, dpi="figure", format=path.suffix.removeprefix("."))
+        path.write_bytes(drawn.getvalue())
+        return
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

@@ -7,6 +7,7 @@ from absl import flags
 
 from aevb.data import Split
 from aevb.data.feeding import InMemory, Streaming, make_feed
+from aevb.errors import InputError
 
 
 class Shelf:
@@ -14,6 +15,7 @@ class Shelf:
 
     def __init__(self, num):
         self.num = num
+        self.read = []
 
     def __len__(self):
         return self.num
@@ -21,7 +23,8 @@ class Shelf:
     def __getitem__(self, index):
         if not 0 <= index < self.num:
             raise IndexError(index)
-        return np.full((2, 3), index, np.uint8)
+        self.read.append(index)
+        return np.full((2, 3), index, np.int32)
 
 
 def split_of(num, in_memory):
@@ -34,7 +37,7 @@ def ids(feed, first, num):
     """The ids of the examples of some steps, `[num, batch]`, each checked against its content and label."""
     fed = feed.steps(first, num)
     fed = jax.tree.map(np.asarray, feed.fetch(feed.resident, fed))
-    assert fed.stored.shape == (num, feed.batch_size, 2, 3)
+    assert fed.stored.shape == (num, fed.example_id.shape[1], 2, 3)
     np.testing.assert_array_equal(fed.stored, np.broadcast_to(fed.example_id[..., None, None], fed.stored.shape))
     np.testing.assert_array_equal(fed.label, fed.example_id * 10)
     assert fed.label.dtype == fed.example_id.dtype == np.int32
@@ -42,8 +45,10 @@ def ids(feed, first, num):
 
 
 ROADS = {
-    "in_memory": lambda num, batch, seed=0: InMemory(split_of(num, True), batch, jax.random.key(seed)),
-    "streaming": lambda num, batch, seed=0: Streaming(split_of(num, False), batch, jax.random.key(seed), 0),
+    "in_memory": lambda num, batch, seed=0, **how: InMemory(split_of(num, True), batch, jax.random.key(seed), **how),
+    "streaming": lambda num, batch, seed=0, **how: Streaming(
+        split_of(num, False), batch, jax.random.key(seed), 0, **how
+    ),
 }
 roads = pytest.mark.parametrize("make", ROADS.values(), ids=ROADS)
 
@@ -78,6 +83,35 @@ def test_a_stream_resumes_at_any_step(make, first):
     np.testing.assert_array_equal(ids(feed, first, 2), whole[first : first + 2])  # back to an earlier step
 
 
+@roads
+@pytest.mark.parametrize(("num", "batch", "count"), [(12, 4, 2), (10, 6, 3), (5, 12, 4), (7, 2, 1)])
+def test_processes_feed_the_stream_of_one_each_example_once_an_epoch(make, num, batch, count):
+    """Beside each other, in the order of the processes, their parts are the batches of a single process."""
+    parts = [ids(make(num, batch, part=(index, count)), 0, 3 * num) for index in range(count)]
+    assert {part.shape for part in parts} == {(3 * num, batch // count)}
+    together = np.concatenate(parts, axis=1)
+    np.testing.assert_array_equal(together, ids(make(num, batch), 0, 3 * num))
+    for epoch in together.reshape(-1, num):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(num))
+    later = [ids(make(num, batch, part=(index, count)), 5, 4) for index in range(count)]
+    np.testing.assert_array_equal(np.concatenate(later, axis=1), together[5:9])
+
+
+def test_a_process_reads_no_example_of_another():
+    """Of an epoch so long that what Grain reads ahead does not come to the next one."""
+    own, read = [], []
+    for index in range(2):
+        own.append(set(ids(ROADS["streaming"](1000, 8, part=(index, 2)), 0, 125).ravel()))
+        split = split_of(1000, False)
+        Streaming(split, 8, jax.random.key(0), 0, part=(index, 2)).steps(0, 5)
+        read.append(set(split.examples.read))
+    assert own[0] | own[1] == set(range(1000))
+    assert not own[0] & own[1]
+    assert read[0] <= own[0]
+    assert read[1] <= own[1]
+    assert min(len(each) for each in read) >= 20
+
+
 def test_worker_processes_give_the_same_stream():
     flags.FLAGS.mark_as_parsed()  # as every command has
     workers = Streaming(split_of(10, False), 4, jax.random.key(0), 2)
@@ -97,3 +131,9 @@ def test_examples_without_labels_have_none():
 def test_arrays_stay_in_memory_and_what_does_not_fit_streams():
     assert isinstance(make_feed(split_of(4, True), 2, jax.random.key(0)), InMemory)
     assert isinstance(make_feed(split_of(4, False), 2, jax.random.key(0), 0), Streaming)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_batch_that_does_not_divide_over_the_processes_is_refused(in_memory):
+    with pytest.raises(InputError, match="a batch of 5 does not divide over 2 processes: set the batch size to a mult"):
+        make_feed(split_of(10, in_memory), 5, jax.random.key(0), part=(1, 2))

@@ -4,7 +4,8 @@ Every call is a process of its own, with its own argv, stdout, stderr, signals a
 `__main__`. A call with a `fuse` is killed with SIGKILL at its n-th change to a file below a folder, by itself, before
 the change is made: a kill -9 at a chosen moment.
 
-Reads calls as lines of JSON; answers each with its pid and, when it has ended, its exit status.
+Reads lines of JSON, each a list of calls that are to run side by side; answers with their pids and, in their order,
+when each has ended, its exit status. The `prelude` of a call is Python that is run first.
 """
 
 import gc
@@ -15,6 +16,8 @@ import runpy
 import signal
 import sys
 import threading
+
+MODULES = ("experiments.train", "aevb.figures", "matplotlib.figure", "sklearn.datasets", "tensorboardX")
 
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 
@@ -42,21 +45,26 @@ def become(call: dict) -> None:
     os.environ.update(call["env"])
     if call["fuse"]:
         light(call["fuse"], call["folder"])
+    exec(call["prelude"])
     sys.argv = [call["module"], *call["args"]]
     sys.modules.pop(call["module"], None)
     runpy.run_module(call["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    for name in ("experiments.train", "aevb.figures", "matplotlib.figure", "sklearn.datasets", "tensorboardX"):
+    for name in (*MODULES, *sys.argv[1:]):
         importlib.import_module(name)
     gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
-        call = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            become(call)
+        pids = []
+        for call in json.loads(line):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                become(call)
+                break
+        if pids[-1] == 0:
             break
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print(*pids, flush=True)
+        for pid in pids:
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -54,23 +54,44 @@ class Commands:
         **env: str,
     ) -> Ended:
         """Run `experiments.MODULE`; kill it at the `fuse`-th file below `watch`, or SIGTERM it when it is time."""
-        paths = {name: self.folder / name for name in ("stdout", "stderr")}
-        call = {"module": f"experiments.{module}", "args": args, "fuse": fuse, "folder": watch, "env": env}
-        started = time.monotonic()
-        self.server.stdin.write(json.dumps(call | {name: str(path) for name, path in paths.items()}) + "\n")
-        self.server.stdin.flush()
-        pid = int(self.server.stdout.readline())
+        (call,) = self.start([{"module": module, "args": args, "fuse": fuse, "folder": watch, "env": env}])
         if sigterm_when is not None:
             while not sigterm_when():
                 time.sleep(0.005)
-            os.kill(pid, signal.SIGTERM)
-        code = int(self.server.stdout.readline())
-        return Ended(code, paths["stdout"].read_text(), paths["stderr"].read_text(), time.monotonic() - started)
+            os.kill(call.pid, signal.SIGTERM)
+        return call.ended()
+
+    def start(self, calls: list[dict]) -> list["Started"]:
+        """Start calls side by side; how each ended is to be asked for in their order, before the next are started."""
+        full = []
+        for index, call in enumerate(calls):
+            paths = {name: str(self.folder / f"{name}_{index}") for name in ("stdout", "stderr")}
+            defaults = {"fuse": None, "folder": "", "env": {}, "prelude": ""}
+            full.append(defaults | call | paths | {"module": f"experiments.{call['module']}"})
+        self.server.stdin.write(json.dumps(full) + "\n")
+        self.server.stdin.flush()
+        pids = self.server.stdout.readline().split()
+        return [Started(self.server, call, int(pid)) for call, pid in zip(full, pids, strict=True)]
 
     def ok(self, module: str, *args: str, **env: str) -> Ended:
         ended = self(module, *args, **env)
         assert ended.code == 0, ended.err
         return ended
+
+
+@dataclasses.dataclass
+class Started:
+    """A call that is under way."""
+
+    server: subprocess.Popen
+    call: dict
+    pid: int
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+    def ended(self) -> Ended:
+        code = int(self.server.stdout.readline())
+        out, err = (pathlib.Path(self.call[name]).read_text() for name in ("stdout", "stderr"))
+        return Ended(code, out, err, time.monotonic() - self.started)
 
 
 def clean_environment(cache: pathlib.Path) -> dict[str, str]:
@@ -96,7 +117,8 @@ def quick_compiling() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return clean_environment(tmp_path_factory.mktemp("compiled"))
+    folder = tmp_path_factory.getbasetemp()
+    return clean_environment((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled")
 
 
 @pytest.fixture(scope="session")

@@ -25,3 +25,11 @@ def test_a_first_ctrl_c_lets_the_loop_save_and_a_second_does_not(hears_ctrl_c):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_did_not_come_in_time_is_worth_another_start():
+    """Orbax's words where another process stands still."""
+    sentence, code = cli.explained(TimeoutError("Timed out while waiting for async_write_complete barrier."))
+    assert code == cli.PREEMPTED
+    assert "Timed out while waiting for async_write_complete barrier." in sentence
+    assert cli.explained(PermissionError(13, "Permission denied", "/runs"))[1] == cli.WRONG_CALL

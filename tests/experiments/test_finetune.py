@@ -103,9 +103,9 @@ def test_labels_are_learned_whole_and_random_ones_are_not(monkeypatch):
     run = linear()
     how = {"num_steps": 400, "learning_rate": 1e-2, "seed": 0}
     labelled, start = LabelledSplit.draw(run, None, 0), run.init_state().params
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(jax, "local_devices", lambda **_: jax.devices()[:1])
     one = finetune.finetune(run, labelled, start, **how)
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    monkeypatch.setattr(jax, "local_devices", lambda **_: jax.devices()[:2])
     two = finetune.finetune(run, labelled, start, **how)
     assert (one == two).mean() > 0.99
     of_regression = regression().score(flat(run.dataset.test), run.dataset.test.labels)

@@ -1,0 +1,1 @@
+"""Sweeps that come with the house: each file has `get_sweep()`."""

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from aevb import processes, training
-from aevb.checkpoints import Checkpoints
-from aevb.errors import InputError, NonFiniteError
+from aevb.checkpoints import Checkpoints, DamagedError
+from aevb.errors import NonFiniteError
 from experiments import checkpointed, evaluate, numbers, workdir
 from experiments.build import Run
 
@@ -112,7 +112,7 @@ def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -
     """The state to start from, and its step; says which checkpoints had to be passed over."""
     try:
         restored = checkpointed.restore_state(run, last)
-    except InputError as error:
+    except DamagedError as error:
         restored = checkpointed.restore_state(run, best)
         if restored is None:
             raise

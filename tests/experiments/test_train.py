@@ -23,7 +23,7 @@ from PIL import Image
 from test_evaluate import flip_a_bit
 
 from aevb.checkpoints import Checkpoints
-from aevb.errors import NonFiniteError
+from aevb.errors import InputError, NonFiniteError
 from experiments import build, progress, workdir
 
 FIGURES = ["interpolations", "kl_per_dim", "latents", "learning_curves", "manifold"] + [
@@ -203,6 +203,19 @@ def test_damaged_checkpoint(command, finished: pathlib.Path, tmp_path: pathlib.P
     assert "going on from the best one" in ended.err
     assert_same_run(tmp_path, finished)
     command.ok("evaluate", f"--workdir={tmp_path}", "--num_samples=2", "--max_examples=5")
+
+
+def test_only_damage_makes_a_run_forget_its_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    """Not that they cannot be restored for another reason, which may pass."""
+
+    def restored(run: object, which: str) -> tuple[dict, int]:
+        if which == "last":
+            raise InputError("the checkpoints do not fit (UNAVAILABLE)")
+        return {}, 3
+
+    monkeypatch.setattr(progress.checkpointed, "restore_state", restored)
+    with pytest.raises(InputError, match="UNAVAILABLE"):
+        progress.resume(None, tmp_path, "last", "best")
 
 
 def test_not_finite(command, tmp_path: pathlib.Path):

@@ -183,13 +183,17 @@ def opened(stack: contextlib.ExitStack, run: Run, asked: Asked) -> Trial:
 def train_all(trials: Sequence[Trial], preemption: cli.Preemption) -> float | None:
     """Train all to their ends, or until a signal; those behind first, up to where the next ones stand.
 
+    Or to just behind them, where a call ends: what a trial tells must not depend on where its neighbours stopped.
+
     Returns:
       The seconds from the start to the end of the first call; None if no step was left to make.
     """
     first_step_seconds = None
     while not preemption.requested and (going := [trial for trial in trials if trial.goes_on]):
         step = min(trial.step for trial in going)
-        until = min((trial.step for trial in going if trial.step > step), default=going[0].run.num_steps)
+        run = going[0].run
+        until = min((trial.step for trial in going if trial.step > step), default=run.num_steps)
+        until = min(until + -until % run.config.train.log_every_steps, run.num_steps)
         seconds = train_together([trial for trial in going if trial.step == step], until, preemption)
         first_step_seconds = first_step_seconds or seconds
     return first_step_seconds

@@ -56,6 +56,7 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
       InputError: another run is in the folder, or something else is.
     """
     ours = settings.flatten(run.config.to_dict())
+    of_a_start = (workdir.LOCK, ".config.json.")  # which was killed
     if (folder / "config.json").exists():
         theirs = settings.flatten(workdir.read_config(folder).to_dict())
         allowed = WATCHING | (set() if run.patience else PACE)
@@ -67,7 +68,7 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
             raise InputError(f"{folder} holds a run of another config ({named}): choose another --workdir")
     elif folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose another --workdir")
-    elif folder.exists() and any(not path.name.startswith(".config.json.") for path in folder.iterdir()):
+    elif folder.exists() and not all(path.name.startswith(of_a_start) for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run: choose another --workdir")
 
 

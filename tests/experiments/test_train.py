@@ -24,7 +24,7 @@ from test_evaluate import flip_a_bit
 
 from aevb.checkpoints import Checkpoints
 from aevb.errors import InputError, NonFiniteError
-from experiments import build, progress, workdir
+from experiments import build, progress, report, workdir
 
 FIGURES = ["interpolations", "kl_per_dim", "latents", "learning_curves", "manifold"] + [
     "reconstructions", "samples", "traversals",
@@ -76,7 +76,7 @@ def unfinished(folder: pathlib.Path) -> list[str]:
 
 
 def test_what_a_run_leaves(finished: pathlib.Path):
-    names = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "figures", "summary.json"}
+    names = {workdir.LOCK, "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "figures", "summary.json"}
     assert {path.name for path in finished.iterdir()} == names | {"report.html", "evaluation.json"}
     assert sorted(path.stem for path in finished.glob("figures/*.png")) == FIGURES
     for path in finished.glob("figures/*.png"):
@@ -102,6 +102,15 @@ def test_what_a_run_leaves(finished: pathlib.Path):
     assert 0.1 < summary["peak_memory_gib"] < 16
     config = json.loads((finished / "config.json").read_text())
     assert set(config) == {"seed", "dataset", "data", "model", "vit", "bound", "learner", "optimizer", "train", "eval"}
+
+
+def test_the_page_is_there_before_a_run_is_finished(finished: pathlib.Path, tmp_path: pathlib.Path):
+    """And says what it would say of the finished run."""
+    page, summary = finished / "report.html", finished / "summary.json"
+    assert page.stat().st_mtime_ns < summary.stat().st_mtime_ns
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    again = report.write(tmp_path).read_text().replace(str(tmp_path), str(finished))
+    assert again == page.read_text()
 
 
 def test_tensorboard(finished: pathlib.Path):

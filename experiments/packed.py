@@ -176,8 +176,11 @@ def opened(stack: contextlib.ExitStack, run: Run, asked: Asked) -> Trial:
     )
     state, step = progress.resume(run, asked.folder, last, best)
     journal = progress.open_journal(run, asked.folder, step, shown=False)
+    trial = Trial(run, asked.folder, asked.command, last, best, journal, state, step)
+    with trial.marked():
+        progress.look_if_owed(run, journal, step, state, best)
     stack.enter_context(contextlib.closing(journal))
-    return Trial(run, asked.folder, asked.command, last, best, journal, state, step)
+    return trial
 
 
 def train_all(trials: Sequence[Trial], preemption: cli.Preemption) -> float | None:
@@ -222,7 +225,7 @@ def train_together(trials: Sequence[Trial], until: int, preemption: cli.Preempti
         first_call = first_call or time.time() - _STARTED
         stopping = bool(preemption.requested)  # a signal from here on is for the next call
         step += len(metrics[0]["loss"])
-        due = step == run.num_steps or progress.evaluation_due(keys, step)
+        due = not stopping and (step == run.num_steps or progress.evaluation_due(keys, step))
         saves = stopping or step == until or step % keys.checkpoint_every_steps == 0
         states = packing.unpack(packed, len(trials)) if due or saves else [None] * len(trials)
         going = [trial for trial in trials if trial.goes_on]

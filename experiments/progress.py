@@ -159,6 +159,21 @@ def evaluation_due(keys: ConfigDict, step: int) -> bool:
     return math.floor(math.log(step, growth)) > math.floor(math.log(before, growth))
 
 
+def look_if_owed(run: Run, journal: Journal, step: int, state: Any, best: Checkpoints) -> None:
+    """Where a run goes on from, make the evaluation that was due there, if a stop has left it out.
+
+    Must come before anything else can write the journal: the row is for the file only once the best state is.
+    """
+    due = step > 0 and (step == run.num_steps or evaluation_due(run.config.train, step))
+    if not due or any(row["step"] == step and "examples_per_second" not in row for row in journal.rows):
+        return
+    if look(run, journal, step, training.replicate(checkpointed.evaluated_params(state))):
+        check_state(state, step)
+        best.save(step, state)
+        best.wait()
+    journal.write()
+
+
 def validation_scores(rows: list[dict[str, Any]]) -> list[float]:
     """What models are chosen by, nats: the trained bound, or the likelihood that is measured in its place."""
     names = ("iwae_bound", "elbo", "log_marginal", "log_likelihood")

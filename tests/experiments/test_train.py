@@ -160,22 +160,33 @@ def after(path: pathlib.Path, text: str = "") -> Callable[[], bool]:
     return lambda: path.exists() and text in path.read_text(errors="replace")
 
 
+STOP = """
+from experiments import progress
+def stopped_at(run, step, *rest, row_of=progress.training_row):
+    if step == {step}:
+        __import__("os").kill(__import__("os").getpid(), 15)
+    return row_of(run, step, *rest)
+progress.training_row = stopped_at
+"""
+
+
 def test_sigterm(command, finished: pathlib.Path, tmp_path: pathlib.Path):
     """While it starts, while it trains, and while it evaluates at the end: 75 each time, soon, and nothing broken."""
     moments = [
-        after(tmp_path / "config.json"),
-        after(tmp_path / "metrics.jsonl", '"step": 10,'),
-        after(tmp_path / "figures/learning_curves.png"),
+        {"sigterm_when": after(tmp_path / "config.json")},
+        {"prelude": STOP.format(step=20)},
+        {"sigterm_when": after(tmp_path / "figures/learning_curves.png")},
     ]
     for moment in moments:
-        ended = command("train", *SMALL, f"--workdir={tmp_path}", sigterm_when=moment)
+        ended = command("train", *SMALL, f"--workdir={tmp_path}", **moment)
         assert ended.code == 75, ended.err
         assert ended.err.startswith("stopped by SIGTERM")
         assert ended.err.count("\n") == 1
-        if moment is moments[1]:
-            step = workdir.read_metrics(epath.Path(tmp_path))[-1]["step"]
-            assert f"at step {step}, saved" in ended.err
-            assert (tmp_path / "checkpoints/last" / str(step)).exists()
+        if "prelude" in moment:
+            rows = workdir.read_metrics(epath.Path(tmp_path))
+            assert (rows[-1]["step"], rows[-1]["split"]) == (20, "train")  # the evaluation is for who goes on
+            assert "at step 20, saved" in ended.err
+            assert (tmp_path / "checkpoints/last/20").exists()
     command.ok("train", *SMALL, f"--workdir={tmp_path}")
     assert_same_run(tmp_path, finished)
 

@@ -107,7 +107,7 @@ def _check_folder(root: epath.Path, sweep: Sweep) -> None:
                 f"{root} holds another sweep ({differ[0]}: {theirs.get(differ[0])!r} there and {ours[differ[0]]!r} "
                 "here): choose another --workdir"
             )
-    elif root.exists() and any(root.iterdir()):
+    elif root.exists() and any(path.name != workdir.LOCK for path in root.iterdir()):
         raise InputError(f"{root} is not empty and holds no sweep: choose another --workdir")
 
 

@@ -260,9 +260,12 @@ class Watch:
 
 def is_free(folder: epath.Path) -> bool:
     """Whether no process trains in the folder of a run."""
-    if workdir.in_store(folder) or not folder.exists():
+    if workdir.in_store(folder):
         return True
-    held = os.open(folder, os.O_RDONLY)
+    try:
+        held = os.open(folder / workdir.LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return True
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -278,6 +278,21 @@ def test_a_signal_at_any_moment_of_leaving(monkeypatch: pytest.MonkeyPatch, line
     assert left.wait(10)
 
 
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ({1: ("stopped", 75, 5.0), 2: ("step 4 has loss nan", 3, 2.0)}, ("process 2: step 4 has loss nan", 3)),
+        ({1: ("stopped", 75, 2.0), 2: ("step 4 has loss nan", 3, 5.0)}, ("process 2: step 4 has loss nan", 3)),
+        ({1: ("process 2: bad", 2, 5.0), 2: ("bad", 2, 2.0)}, ("process 2: bad", 2)),
+        ({1: ("process 2: stopped", 75, 5.0), 2: ("stopped", 75, 2.0)}, ("process 2: stopped", 75)),
+    ],
+)
+def test_what_another_start_may_not_mend_is_told_of_those_who_left(left, told):
+    others = object.__new__(distributed._Others)
+    others._left = left
+    assert others._told_by_who_left() == told
+
+
 def test_other_examples_or_labels_are_seen():
     examples, labels = np.arange(300, dtype=np.uint8).reshape(50, 6), np.arange(50)
     other, relabelled = examples.copy(), labels.copy()

@@ -160,6 +160,18 @@ def test_a_stopped_job_saves_and_goes_on_and_tells_every_row_once_more_to_a_sche
     assert again[-1] == {"score": again[-2]["score"], "outcomes": {}, "done": True}
 
 
+def test_one_that_is_at_its_last_step_is_left_to_evaluate(tmp_path):
+    """A scheduler hears of rows later than they are written; by then its trial may be through."""
+    told = sweep(grid={"data.dir": ["slow"]}, budget=Budget(4))
+    (trial,), plan = trials.known(told), plan_of(tmp_path, told, rows=True)
+    watch = watching.Watch(plan, plan.single(trial))
+    while trials.state(plan.folder, trial).step < 8:
+        watch.tell()
+    watch.stop()
+    assert trials.state(plan.folder, trial).status == trials.FINISHED
+    assert steps(tmp_path, trial) == list(range(1, 9))
+
+
 def test_a_folder_that_is_never_given_free_fails_its_trial_for_now(tmp_path, monkeypatch):
     told = sweep(grid={"data.dir": ["fine"]})
     (trial,), plan = trials.known(told), plan_of(tmp_path, told)

@@ -28,6 +28,10 @@ SAVE_SECONDS = 300  # of several processes: that a save may take, and that one m
 ITEM = "default"  # where Orbax puts the arrays of a step; beside it are its own notes, which it still writes later
 
 
+class DamagedError(InputError):
+    """There are checkpoints, and none of them is whole."""
+
+
 class Checkpoints:
     """The checkpoints of one run in one folder, by step.
 
@@ -107,7 +111,8 @@ class Checkpoints:
           The tree, its step, and a sentence for each newer step that was passed over; None if nothing was ever saved.
 
         Raises:
-          InputError: there are checkpoints, and none of them is whole; or the save under way could not be written.
+          DamagedError: there are checkpoints, and none of them is whole.
+          InputError: the save under way could not be written.
         """
         self.wait()  # Orbax lists a step from the moment its save starts
         step, passed_over = processes.told_by_first(self._newest_whole)
@@ -115,7 +120,9 @@ class Checkpoints:
             state = self._manager.restore(step, args=self._ocp.args.StandardRestore(_of_all(target)))
             return _ours(state), step, passed_over
         if passed_over:
-            raise InputError(f"{'; '.join(passed_over)}: no whole checkpoint is left here, copy one back or train anew")
+            raise DamagedError(
+                f"{'; '.join(passed_over)}: no whole checkpoint is left here, copy one back or train anew"
+            )
         return None
 
     def _newest_whole(self) -> tuple[int | None, list[str]]:
@@ -150,17 +157,18 @@ class Checkpoints:
         (folder / MANIFEST).write_text(json.dumps(hashes, indent=1, sort_keys=True))
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with a step's files, or None."""
+        """What is wrong with a step's files, or None; not that they cannot be read at this moment, which raises."""
         folder = self.folder / str(step)
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return f"{MANIFEST} cannot be read"
         for name, expected in manifest.items():
-            path = folder / ITEM / name
-            if not path.exists():
+            try:
+                found = _sha256(folder / ITEM / name)
+            except FileNotFoundError:
                 return f"{name} is missing"
-            if _sha256(path) != expected:
+            if found != expected:
                 return f"{name} has changed since it was saved"
         return None
 

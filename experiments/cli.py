@@ -1,6 +1,7 @@
 """The command line's manners: one plain sentence on stderr for what the caller can mend, and a telling exit code."""
 
 import difflib
+import errno
 import multiprocessing
 import os
 import re
@@ -55,14 +56,20 @@ def explained(error: BaseException) -> tuple[str, int] | None:
         return str(error), PREEMPTED
     if (of_store := _error_of_store(error)) is not None:
         return of_store
-    if isinstance(error, TimeoutError):  # of a disk that hangs, or of Orbax waiting for another process
-        return f"what was waited for did not come in time ({error}): run the same command to go on", PREEMPTED
+    if _passes(error):
+        return f"what was waited for did not come ({error}): run the same command to go on", PREEMPTED
     if isinstance(error, OSError):
         # No space, no permission, a folder where a file should be: the system's words name path and reason.
         what = error.filename or "a file"
         sentence = f"{what} cannot be used ({error.strerror or error}): correct the path or make room, and repeat"
         return sentence, WRONG_CALL
     return None
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether an error is of a disk that hangs or was mounted anew, of a connection, or of another process."""
+    stale = isinstance(error, OSError) and error.errno == errno.ESTALE
+    return stale or isinstance(error, TimeoutError | ConnectionError)
 
 
 def _error_of_store(error: BaseException) -> tuple[str, int] | None:

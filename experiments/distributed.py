@@ -260,8 +260,9 @@ class _Others:
         return None
 
     def _told_by_who_left(self) -> tuple[str, int]:
-        """The sentence and the code of the first process that has left."""
-        index, (sentence, code, _) = min(self._left.items())
+        """The sentence and the code of the first process that has left, of those that another start may not mend."""
+        left = list(self._left.items())
+        index, (sentence, code, _) = min(left, key=lambda each: (each[1][1] == cli.PREEMPTED, each[1][2]))
         return f"process {index}: {sentence}", code
 
     def _gone(self, index: int) -> str:

@@ -176,12 +176,17 @@ def opened(stack: contextlib.ExitStack, run: Run, asked: Asked) -> Trial:
     )
     state, step = progress.resume(run, asked.folder, last, best)
     journal = progress.open_journal(run, asked.folder, step, shown=False)
+    trial = Trial(run, asked.folder, asked.command, last, best, journal, state, step)
+    with trial.marked():
+        progress.look_if_owed(run, journal, step, state, best)
     stack.enter_context(contextlib.closing(journal))
-    return Trial(run, asked.folder, asked.command, last, best, journal, state, step)
+    return trial
 
 
 def train_all(trials: Sequence[Trial], preemption: cli.Preemption) -> float | None:
     """Train all to their ends, or until a signal; those behind first, up to where the next ones stand.
+
+    Or to just behind them, where a call ends: what a trial tells must not depend on where its neighbours stopped.
 
     Returns:
       The seconds from the start to the end of the first call; None if no step was left to make.
@@ -189,7 +194,9 @@ def train_all(trials: Sequence[Trial], preemption: cli.Preemption) -> float | No
     first_step_seconds = None
     while not preemption.requested and (going := [trial for trial in trials if trial.goes_on]):
         step = min(trial.step for trial in going)
-        until = min((trial.step for trial in going if trial.step > step), default=going[0].run.num_steps)
+        run = going[0].run
+        until = min((trial.step for trial in going if trial.step > step), default=run.num_steps)
+        until = min(until + -until % run.config.train.log_every_steps, run.num_steps)
         seconds = train_together([trial for trial in going if trial.step == step], until, preemption)
         first_step_seconds = first_step_seconds or seconds
     return first_step_seconds
@@ -218,7 +225,7 @@ def train_together(trials: Sequence[Trial], until: int, preemption: cli.Preempti
         first_call = first_call or time.time() - _STARTED
         stopping = bool(preemption.requested)  # a signal from here on is for the next call
         step += len(metrics[0]["loss"])
-        due = step == run.num_steps or progress.evaluation_due(keys, step)
+        due = not stopping and (step == run.num_steps or progress.evaluation_due(keys, step))
         saves = stopping or step == until or step % keys.checkpoint_every_steps == 0
         states = packing.unpack(packed, len(trials)) if due or saves else [None] * len(trials)
         going = [trial for trial in trials if trial.goes_on]

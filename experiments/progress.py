@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from aevb import processes, training
-from aevb.checkpoints import Checkpoints
-from aevb.errors import InputError, NonFiniteError
+from aevb.checkpoints import Checkpoints, DamagedError
+from aevb.errors import NonFiniteError
 from experiments import checkpointed, evaluate, numbers, workdir
 from experiments.build import Run
 
@@ -112,7 +112,7 @@ def resume(run: Run, folder: epath.Path, last: Checkpoints, best: Checkpoints) -
     """The state to start from, and its step; says which checkpoints had to be passed over."""
     try:
         restored = checkpointed.restore_state(run, last)
-    except InputError as error:
+    except DamagedError as error:
         restored = checkpointed.restore_state(run, best)
         if restored is None:
             raise
@@ -157,6 +157,21 @@ def evaluation_due(keys: ConfigDict, step: int) -> bool:
         return step % keys.eval_every_steps == 0
     before = max(step - keys.log_every_steps, 1)
     return math.floor(math.log(step, growth)) > math.floor(math.log(before, growth))
+
+
+def look_if_owed(run: Run, journal: Journal, step: int, state: Any, best: Checkpoints) -> None:
+    """Where a run goes on from, make the evaluation that was due there, if a stop has left it out.
+
+    Must come before anything else can write the journal: the row is for the file only once the best state is.
+    """
+    due = step > 0 and (step == run.num_steps or evaluation_due(run.config.train, step))
+    if not due or any(row["step"] == step and "examples_per_second" not in row for row in journal.rows):
+        return
+    if look(run, journal, step, training.replicate(checkpointed.evaluated_params(state))):
+        check_state(state, step)
+        best.save(step, state)
+        best.wait()
+    journal.write()
 
 
 def validation_scores(rows: list[dict[str, Any]]) -> list[float]:

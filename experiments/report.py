@@ -17,11 +17,11 @@ from experiments.pages import TEMPLATES, decimal, duration, inlined, read_if_the
 from experiments.workdir import at, flatten, read_json, read_metrics, write_text
 
 
-def write(workdir: epath.PathLike) -> epath.Path:
+def write(workdir: epath.PathLike, summary: dict | None = None) -> epath.Path:
     """Writes report.html from what a run has left in its folder so far, all or nothing.
 
     Args:
-        workdir: holds config.json, and maybe metrics.jsonl, summary.json, evaluation.json and figures/*.png.
+        workdir: holds config.json, and maybe metrics.jsonl, evaluation.json, figures/*.png and, unless given, summary.
 
     Returns:
         The page's path.
@@ -32,7 +32,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
     workdir = epath.Path(workdir)
     config = read_json(workdir / "config.json")
     metrics = read_metrics(workdir)
-    summary = read_if_there(workdir / "summary.json")
+    summary = read_if_there(workdir / "summary.json") if summary is None else summary
     by_hand = read_if_there(workdir / "evaluation.json")
     evaluation = worth_more(by_hand, summary.get("evaluation") or {})
     grey = config["data"]["binarization"] == "grey"

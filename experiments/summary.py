@@ -1,4 +1,4 @@
-"""The end of a run: evaluate, draw, and write summary.json and report.html."""
+"""The end of a run: evaluate, draw, and write report.html and summary.json."""
 
 import io
 import time
@@ -72,10 +72,10 @@ def finish(
     summary |= speed(run, rows) | {"first_step_seconds": first_step_seconds, "peak_memory_gib": memory}
     summary |= {"total_seconds": time.time() - started, "command": command}
     summary |= {} if packed_with is None else {"packed_with": packed_with}
-    workdir.write_json(folder / "summary.json", summary)
     if not processes.is_first():
         return
-    page = report.write(folder)
+    page = report.write(folder, summary)
+    workdir.write_json(folder / "summary.json", summary)  # last: with it a run is finished, and names its page
     if evaluation:
         print(
             f"test: {headline(evaluation)} ({evaluation['estimator']}, {evaluation['num_examples']} examples, "

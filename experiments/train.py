@@ -56,6 +56,7 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
       InputError: another run is in the folder, or something else is.
     """
     ours = settings.flatten(run.config.to_dict())
+    of_a_start = (workdir.LOCK, ".config.json.")  # which was killed
     if (folder / "config.json").exists():
         theirs = settings.flatten(workdir.read_config(folder).to_dict())
         allowed = WATCHING | (set() if run.patience else PACE)
@@ -67,7 +68,7 @@ def check_workdir(folder: epath.Path, run: Run) -> None:
             raise InputError(f"{folder} holds a run of another config ({named}): choose another --workdir")
     elif folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose another --workdir")
-    elif folder.exists() and any(not path.name.startswith(".config.json.") for path in folder.iterdir()):
+    elif folder.exists() and not all(path.name.startswith(of_a_start) for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run: choose another --workdir")
 
 
@@ -157,7 +158,9 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
             for name, keep in (("last", keys.keep_checkpoints), ("best", 1))
         )
         state, first = progress.resume(run, folder, last, best)
-        journal = stack.enter_context(contextlib.closing(progress.open_journal(run, folder, first)))
+        journal = progress.open_journal(run, folder, first)
+        progress.look_if_owed(run, journal, first, state, best)
+        stack.enter_context(contextlib.closing(journal))
         replicated, step, first_step_seconds = training.replicate(state), first, None
         steps = training.train(
             run.learner,
@@ -175,12 +178,14 @@ def train(run: Run, folder: epath.Path) -> tuple[Any, list[dict[str, Any]], floa
             step += len(metrics["loss"])
             journal.add(progress.training_row(run, step, metrics, elapsed))
             at_end = step == run.num_steps
-            look = at_end or progress.evaluation_due(keys, step)
-            if look and progress.look(run, journal, step, checkpointed.evaluated_params(replicated)):
-                progress.save(best, step, replicated)
+            due = at_end or progress.evaluation_due(keys, step)
+            stopped = any(processes.votes(bool(preemption.requested)))
+            if due and not stopped:  # who goes on makes it: what stops a run may not wait for long
+                if progress.look(run, journal, step, checkpointed.evaluated_params(replicated)):
+                    progress.save(best, step, replicated)
+                stopped = any(processes.votes(bool(preemption.requested)))
             journal.write()
             ended = at_end or progress.stopped_early(run, journal.rows)
-            stopped = any(processes.votes(bool(preemption.requested)))
             if ended or stopped or step % keys.checkpoint_every_steps == 0:
                 best.wait()  # a run that goes on from here must find the best one up to here
                 journal.flush()

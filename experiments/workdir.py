@@ -28,6 +28,7 @@ from experiments.configs import base
 from experiments.settings import conform, flatten
 
 FAILURE = "failure.json"  # of a packed trial that left the numbers: its reason
+LOCK = ".lock"  # held while a process trains in the folder; it stays
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -96,6 +97,7 @@ def _write(path: epath.Path, write: Callable[[epath.Path], object]) -> None:
 def claim(workdir: epath.Path) -> Iterator[None]:
     """Hold the folder of a run for this process alone; the system frees it when the process ends, however it ends.
 
+    It is a file that is locked, open for writing: NFS knows such locks on all of its machines, and none of a folder.
     Folders of cloud storage cannot be held.
 
     Raises:
@@ -104,7 +106,7 @@ def claim(workdir: epath.Path) -> Iterator[None]:
     if in_store(workdir):
         yield
         return
-    held = os.open(workdir, os.O_RDONLY)
+    held = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -107,6 +107,7 @@ def _headline(
         shown = _shown(best.score, metric.digits)
         of = f"{best.score.num} seeds" if best.score.num > 1 else "one trial"
         half = f"± {shown['half']} " if shown["half"] else ""
+        of += ", chosen on the test split" if metric.split == "test" and len(settings) > 1 else ""
         name = f"best {metric.heading}" if len(settings) > 1 else metric.heading
         tiles.append({"name": name, "value": shown["value"], "unit": f"{half}{metric.unit}", "note": of})
     if best is not None and len(settings) > 1:
@@ -151,7 +152,8 @@ def _pictures(
     keys = [key for key in keys if len({str(each.values[key]) for each in settings}) > 1]
     if best is not None and keys:
         name = f"{metric.heading} against what varies"
-        words = f"At the end of training; {_side(metric)} is better."
+        whole = all(each.state.status == FINISHED for each in found)
+        words = f"At the end of training{'' if whole else ', or as far as a trial came'}; {_side(metric)} is better."
         words += " Bars are the 95 % t interval of the mean over seeds." if best.score.half is not None else ""
         drawn.append((name, words, sweep_figures.against(settings, keys, metric, best)))
     of = results.curve_of(metric, found)

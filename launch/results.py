@@ -129,7 +129,7 @@ def best(found: Sequence[Setting], metric: Metric) -> Setting | None:
 
 
 def table(sweep: Sweep, metric: Metric, results: Sequence[Result]) -> tuple[list[str], Iterator[list]]:
-    """The columns and rows of results.csv: a row a trial; what is not known is empty."""
+    """The columns and rows of results.csv: a row a trial, as far as it has come; what is not known is empty."""
     numbers = [name for name in CATALOGUE if any(name in each.evaluation for each in results)]
     split = next((each.evaluation["split"] for each in results if each.evaluation), "test")
     named = [f"{split} {name}" for name in numbers]
@@ -141,7 +141,8 @@ def table(sweep: Sweep, metric: Metric, results: Sequence[Result]) -> tuple[list
         for each in results:
             told = zip(named, numbers, strict=True)
             found = [each.evaluation.get(number) for name, number in told if name != str(metric)]
-            row = [each.trial.name, *each.trial.values.values(), each.state.status, each.state.step, each.score]
+            value = each.score if each.score is not None else last(each, metric)
+            row = [each.trial.name, *each.trial.values.values(), each.state.status, each.state.step, value]
             row += [each.stderr, *found, each.summary.get("train_seconds"), each.summary.get("total_seconds")]
             row += [each.state.reason, each.summary.get("command")]
             yield ["" if value is None else value for value in row]

@@ -107,7 +107,7 @@ def _check_folder(root: epath.Path, sweep: Sweep) -> None:
                 f"{root} holds another sweep ({differ[0]}: {theirs.get(differ[0])!r} there and {ours[differ[0]]!r} "
                 "here): choose another --workdir"
             )
-    elif root.exists() and any(root.iterdir()):
+    elif root.exists() and any(path.name != workdir.LOCK for path in root.iterdir()):
         raise InputError(f"{root} is not empty and holds no sweep: choose another --workdir")
 
 
@@ -130,7 +130,8 @@ def dry_run(begun: Begun, groups: Sequence[Sequence[Trial]] | None) -> str:
     early = ", at most: ASHA stops what is behind" if sweep.budget.grace_epochs else ""
     lines.append(f"in all {total:,} steps{early}; {done:,} of them are done ({100 * done / total:.0f} %)")
     if groups:
-        lines.append(f"packed into {len(groups)} programs, of {', '.join(str(len(each)) for each in groups)} trials")
+        sizes = ", ".join(str(len(each)) for each in groups)
+        lines.append(f"packed into {len(groups)} program{'s' * (len(groups) > 1)}, of {sizes} trials")
     return "\n".join(lines)
 
 
@@ -268,7 +269,7 @@ def train(begun: Begun, groups: Sequence[Sequence[Trial]] | None) -> str:
                 if not trials.state(begun.root, each).final:
                     trials.forget(begun.root, each)
             plan = jobs_of(begun, make_plan(begun, needs), groups)
-            what = f"{len(groups)} packs of {begun.num_trials} trials" if groups else f"{begun.num_trials} trials"
+            what = f"{begun.num_trials} trials" + (f" in {len(groups)} pack{'s' * (len(groups) > 1)}" if groups else "")
             print(f"{begun.root}: {what}, {side_by_side} side by side, each on {needs}", flush=True)
             if idle := tuning.idle(nodes, needs):
                 print(f"no trial is given a {idle}, and there are some: --{idle.lower()}s_per_trial=1", flush=True)

@@ -92,7 +92,8 @@ def _horizontal(axes: Axes, values: Sequence[Any]) -> dict[str, float]:
         axes.xaxis.set_minor_formatter(NullFormatter())
         if max(distinct) < 100 * min(distinct):  # hardly two powers of ten
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    if len(distinct) <= 8:
+    places = np.log(distinct) if wide else np.array(distinct, float)
+    if len(distinct) <= 8 and np.all(np.diff(places) > 0.1 * np.ptp(places)):  # their labels do not touch
         axes.set_xticks(distinct, [said(value) for value in distinct])
         axes.xaxis.set_minor_locator(NullLocator())
     margin = 0.08
@@ -166,8 +167,8 @@ def _show_the_best(panels: Sequence[Axes], found: Sequence[Setting], metric: Met
 
 def curves(found: Sequence[Setting], metric: Metric, best: Setting | None) -> Figure | None:
     """Learning curves of every trial; of few settings each has a colour and its name, of many the best one has."""
-    lines = {setting_name(each): [_curve(result, metric) for result in each.results] for each in found}
-    lines = {name: [line for line in each if len(line)] for name, each in lines.items()}
+    lines = {_curve_name(each): [_curve(result, metric) for result in each.results] for each in found}
+    lines = {name: [line for line in each if len(line) > 1] for name, each in lines.items()}
     lines = {name: each for name, each in lines.items() if each}
     unit = f" ({metric.unit})" if metric.unit else ""
     if not lines:
@@ -177,7 +178,7 @@ def curves(found: Sequence[Setting], metric: Metric, best: Setting | None) -> Fi
     figure = Figure(figsize=(WIDTH, 4.3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     style_axes(axes, "training examples seen", f"{metric.heading}{unit}")
-    starred = setting_name(best) if best else ""
+    starred = _curve_name(best) if best else ""
     for name, each in sorted(lines.items(), key=lambda pair: pair[0] == starred):
         for line in each:
             colour, width = (ORANGE, 2.4) if name == starred else ("#6B7379", 0.9)
@@ -193,6 +194,11 @@ def curves(found: Sequence[Setting], metric: Metric, best: Setting | None) -> Fi
         axes.legend([handles[words.index(starred)]], [said_of], loc="lower left", frameon=False,
                     bbox_to_anchor=(-0.02, 1), fontsize=FONT - 1, borderpad=0, labelcolor=INK)  # fmt: skip
     return figure
+
+
+def _curve_name(setting: Setting) -> str:
+    """Short enough beside a line: of several keys the values alone."""
+    return setting_name(setting) if len(setting.values) < 2 else ", ".join(map(said, setting.values.values()))
 
 
 def _curve(result: Result, metric: Metric) -> np.ndarray:

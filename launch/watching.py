@@ -129,8 +129,14 @@ class Watch:
         return {"score": math.nan if self.score is None else self.score}
 
     def stop(self) -> None:
-        """End the process, which saves; where it does not leave, without its leave."""
+        """End the process, which saves; where it does not leave, without its leave.
+
+        A scheduler looks at what was: a trial that has come to its last step meanwhile is left to evaluate it.
+        """
         if self.process is not None and self.process.poll() is None:
+            if self.plan.rows and self._at_last_step():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(STOP_SECONDS)
             self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(STOP_SECONDS)
@@ -191,10 +197,19 @@ class Watch:
             return None
         row, self.told = self.rows[self.told], self.told + 1
         self.score = row[self.plan.metric.name]
-        per_epoch = self.plan.steps_per_epoch.get(trial.name) or self.plan.steps_per_epoch[""]
-        if row["step"] >= math.ceil(trial.config[LENGTH] * per_epoch):  # all is paid for: no scheduler may stop it now
+        if row["step"] >= self._num_steps():  # all is paid for: no scheduler may stop it now
             return {"score": self.score}
-        return {"score": self.score, "epoch": row["step"] / per_epoch}
+        return {"score": self.score, "epoch": row["step"] / self._steps_per_epoch()}
+
+    def _steps_per_epoch(self) -> float:
+        told = self.plan.steps_per_epoch
+        return told.get(self.job.trials[0].name) or told[""]
+
+    def _num_steps(self) -> int:
+        return math.ceil(self.job.trials[0].config[LENGTH] * self._steps_per_epoch())
+
+    def _at_last_step(self) -> bool:
+        return trials.state(self.plan.folder, self.job.trials[0]).step >= self._num_steps()
 
     def _ended(self, code: int) -> dict[str, Any] | None:
         """The result of a process that has ended; None where it is to be started again."""
@@ -260,9 +275,12 @@ class Watch:
 
 def is_free(folder: epath.Path) -> bool:
     """Whether no process trains in the folder of a run."""
-    if workdir.in_store(folder) or not folder.exists():
+    if workdir.in_store(folder):
         return True
-    held = os.open(folder, os.O_RDONLY)
+    try:
+        held = os.open(folder / workdir.LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return True
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

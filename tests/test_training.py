@@ -37,11 +37,8 @@ make_train_steps = functools.cache(training.make_train_steps)
 @pytest.fixture(autouse=True)
 def compile_once(monkeypatch):
     """Runs of the same learner, feed and devices share their programs: compiling is most of this file's time."""
-    monkeypatch.setattr(
-        training,
-        "make_train_steps",
-        lambda *args: make_train_steps(*(tuple(arg) if isinstance(arg, list) else arg for arg in args)),
-    )
+    monkeypatch.setattr(training, "make_train_steps", lambda *args: make_train_steps(
+        *(tuple(arg) if isinstance(arg, list) else arg for arg in args)))  # fmt: skip
 
 
 def make_feed(examples=PIXELS, batch_size=8, seed=1):

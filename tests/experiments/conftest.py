@@ -51,10 +51,15 @@ class Commands:
         fuse: int | None = None,
         watch: str = "",
         sigterm_when: Callable[[], bool] | None = None,
+        prelude: str = "",
         **env: str,
     ) -> Ended:
-        """Run `experiments.MODULE`; kill it at the `fuse`-th file below `watch`, or SIGTERM it when it is time."""
-        (call,) = self.start([{"module": module, "args": args, "fuse": fuse, "folder": watch, "env": env}])
+        """Run `experiments.MODULE`; kill it at the `fuse`-th file below `watch`, or SIGTERM it when it is time.
+
+        The `prelude` is Python that is run first.
+        """
+        told = {"module": module, "args": args, "fuse": fuse, "folder": watch, "env": env, "prelude": prelude}
+        (call,) = self.start([told])
         if sigterm_when is not None:
             while not sigterm_when():
                 time.sleep(0.005)

@@ -1,5 +1,6 @@
 """The command line's manners: a first signal is remembered, a second is obeyed."""
 
+import errno
 import os
 import signal
 
@@ -32,4 +33,6 @@ def test_what_did_not_come_in_time_is_worth_another_start():
     sentence, code = cli.explained(TimeoutError("Timed out while waiting for async_write_complete barrier."))
     assert code == cli.PREEMPTED
     assert "Timed out while waiting for async_write_complete barrier." in sentence
+    assert cli.explained(ConnectionResetError(104, "Connection reset by peer"))[1] == cli.PREEMPTED
+    assert cli.explained(OSError(errno.ESTALE, "Stale file handle"))[1] == cli.PREEMPTED
     assert cli.explained(PermissionError(13, "Permission denied", "/runs"))[1] == cli.WRONG_CALL

@@ -18,12 +18,8 @@ from experiments import build, compare, compared, compared_figures, measured, re
 from experiments.configs import base, deep, mae, vae
 
 EVALUATION = {
-    "split": "test",
-    "num_examples": 359,
-    "binarization": "none",
-    "weights": "point estimate",
-    "density": True,
-}
+    "split": "test", "num_examples": 359, "binarization": "none", "weights": "point estimate", "density": True,
+}  # fmt: skip
 AUTOENCODER = EVALUATION | {
     "estimator": "the code of each example", "convention": "log p(x | z) at the code", "mse": 0.007,
     "mse_stderr": 0.0002, "psnr": 21.5, "pca_mse": 0.003, "log_likelihood": -37.0, "log_likelihood_stderr": 0.01,

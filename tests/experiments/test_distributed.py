@@ -1,6 +1,5 @@
 """One run over two real processes on this machine: the numbers of one process, and no way of dying that leaves one."""
 
-import itertools
 import json
 import os
 import pathlib
@@ -154,7 +153,8 @@ def test_no_end_of_a_process_changes_what_a_run_ends_with(command, undisturbed, 
     saved = last_step(tmp_path)
     assert victim.err.startswith(f"stopped by SIGTERM at step {saved}, saved")
 
-    for signum, index in itertools.product((signal.SIGKILL, signal.SIGSTOP), (0, 1)):
+    # One that is stopped is as silent as one that is killed; that the coordinator stands still is another thing.
+    for signum, index in ((signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0)):
         victim, other = disturb(command, tmp_path, index, signum)
         assert (victim.code, other.code) == (-9 if signum == signal.SIGKILL else 75, 75), (victim, other)
         assert f"process {index} of 2 is gone, or stands still" in other.err.splitlines()[-1]
@@ -276,6 +276,21 @@ def test_a_signal_at_any_moment_of_leaving(monkeypatch: pytest.MonkeyPatch, line
 
     threading.Thread(target=leave, daemon=True).start()
     assert left.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ({1: ("stopped", 75, 5.0), 2: ("step 4 has loss nan", 3, 2.0)}, ("process 2: step 4 has loss nan", 3)),
+        ({1: ("stopped", 75, 2.0), 2: ("step 4 has loss nan", 3, 5.0)}, ("process 2: step 4 has loss nan", 3)),
+        ({1: ("process 2: bad", 2, 5.0), 2: ("bad", 2, 2.0)}, ("process 2: bad", 2)),
+        ({1: ("process 2: stopped", 75, 5.0), 2: ("stopped", 75, 2.0)}, ("process 2: stopped", 75)),
+    ],
+)
+def test_what_another_start_may_not_mend_is_told_of_those_who_left(left, told):
+    others = object.__new__(distributed._Others)
+    others._left = left
+    assert others._told_by_who_left() == told
 
 
 def test_other_examples_or_labels_are_seen():

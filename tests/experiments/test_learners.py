@@ -84,7 +84,7 @@ def test_two_estimators_agree(trained, command, tmp_path: pathlib.Path):
 
 def test_mcem_in_many_dimensions(command, tmp_path: pathlib.Path):
     """Where the estimator of appendix D fails: nothing is measured on the way, annealing at the end."""
-    measures = ["--config.eval.curve_measure=none", "--config.eval.estimator=ais", "--config.eval.max_examples=20"]
+    measures = ["--config.eval.curve_measure=none", "--config.eval.estimator=ais", "--config.eval.max_examples=8"]
     args = [*SMALL, "--config.learner.name=mcem", *measures, "--config.model.latent_dim=12"]
     command.ok("train", *args, f"--workdir={tmp_path}")
     assert {row["split"] for row in rows(tmp_path)} == {"train"}

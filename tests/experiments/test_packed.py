@@ -1,5 +1,6 @@
 """Packed trials from the command line: each leaves what experiments.train would have, however the pack was stopped."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -164,6 +165,35 @@ def test_room_is_asked_for_all_of_a_disk(monkeypatch: pytest.MonkeyPatch, tmp_pa
     train.check_room([*folders[:3], epath.Path("gs://runs/d")], run)
     with pytest.raises(InputError, match=f"{tmp_path} has 100 MiB free and 4 runs need 128 MiB"):
         train.check_room(folders, run)
+
+
+@dataclasses.dataclass(eq=False)
+class Standing:
+    """As much of a trial as decides who is trained with whom."""
+
+    run: types.SimpleNamespace
+    step: int
+
+    @property
+    def goes_on(self) -> bool:
+        return self.step < self.run.num_steps
+
+
+def test_no_call_ends_where_those_of_a_trial_alone_would_not(monkeypatch: pytest.MonkeyPatch):
+    """Beside one that ended a shorter run at step 38, one that starts tells its steps 30 and 40, and none between."""
+    keys = types.SimpleNamespace(train=types.SimpleNamespace(log_every_steps=10))
+    run = types.SimpleNamespace(config=keys, num_steps=51)
+    trials, calls = [Standing(run, 38), Standing(run, 0), Standing(run, 38)], []
+
+    def train_together(together: list[Standing], until: int, _: object) -> float:
+        calls.append(([trials.index(trial) for trial in together], together[0].step, until))
+        for trial in together:
+            trial.step = until
+        return 1.0
+
+    monkeypatch.setattr(packed, "train_together", train_together)
+    packed.train_all(trials, types.SimpleNamespace(requested=""))
+    assert [call[1:] for call in calls] == [(0, 40), (38, 40), (40, 51)]
 
 
 def test_streamed_data_are_refused(tmp_path: pathlib.Path):

@@ -23,8 +23,8 @@ from PIL import Image
 from test_evaluate import flip_a_bit
 
 from aevb.checkpoints import Checkpoints
-from aevb.errors import NonFiniteError
-from experiments import build, progress, workdir
+from aevb.errors import InputError, NonFiniteError
+from experiments import build, progress, report, workdir
 
 FIGURES = ["interpolations", "kl_per_dim", "latents", "learning_curves", "manifold"] + [
     "reconstructions", "samples", "traversals",
@@ -76,7 +76,7 @@ def unfinished(folder: pathlib.Path) -> list[str]:
 
 
 def test_what_a_run_leaves(finished: pathlib.Path):
-    names = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "figures", "summary.json"}
+    names = {workdir.LOCK, "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "figures", "summary.json"}
     assert {path.name for path in finished.iterdir()} == names | {"report.html", "evaluation.json"}
     assert sorted(path.stem for path in finished.glob("figures/*.png")) == FIGURES
     for path in finished.glob("figures/*.png"):
@@ -102,6 +102,15 @@ def test_what_a_run_leaves(finished: pathlib.Path):
     assert 0.1 < summary["peak_memory_gib"] < 16
     config = json.loads((finished / "config.json").read_text())
     assert set(config) == {"seed", "dataset", "data", "model", "vit", "bound", "learner", "optimizer", "train", "eval"}
+
+
+def test_the_page_is_there_before_a_run_is_finished(finished: pathlib.Path, tmp_path: pathlib.Path):
+    """And says what it would say of the finished run."""
+    page, summary = finished / "report.html", finished / "summary.json"
+    assert page.stat().st_mtime_ns < summary.stat().st_mtime_ns
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    again = report.write(tmp_path).read_text().replace(str(tmp_path), str(finished))
+    assert again == page.read_text()
 
 
 def test_tensorboard(finished: pathlib.Path):
@@ -151,22 +160,33 @@ def after(path: pathlib.Path, text: str = "") -> Callable[[], bool]:
     return lambda: path.exists() and text in path.read_text(errors="replace")
 
 
+STOP = """
+from experiments import progress
+def stopped_at(run, step, *rest, row_of=progress.training_row):
+    if step == {step}:
+        __import__("os").kill(__import__("os").getpid(), 15)
+    return row_of(run, step, *rest)
+progress.training_row = stopped_at
+"""
+
+
 def test_sigterm(command, finished: pathlib.Path, tmp_path: pathlib.Path):
     """While it starts, while it trains, and while it evaluates at the end: 75 each time, soon, and nothing broken."""
     moments = [
-        after(tmp_path / "config.json"),
-        after(tmp_path / "metrics.jsonl", '"step": 10,'),
-        after(tmp_path / "figures/learning_curves.png"),
+        {"sigterm_when": after(tmp_path / "config.json")},
+        {"prelude": STOP.format(step=20)},
+        {"sigterm_when": after(tmp_path / "figures/learning_curves.png")},
     ]
     for moment in moments:
-        ended = command("train", *SMALL, f"--workdir={tmp_path}", sigterm_when=moment)
+        ended = command("train", *SMALL, f"--workdir={tmp_path}", **moment)
         assert ended.code == 75, ended.err
         assert ended.err.startswith("stopped by SIGTERM")
         assert ended.err.count("\n") == 1
-        if moment is moments[1]:
-            step = workdir.read_metrics(epath.Path(tmp_path))[-1]["step"]
-            assert f"at step {step}, saved" in ended.err
-            assert (tmp_path / "checkpoints/last" / str(step)).exists()
+        if "prelude" in moment:
+            rows = workdir.read_metrics(epath.Path(tmp_path))
+            assert (rows[-1]["step"], rows[-1]["split"]) == (20, "train")  # the evaluation is for who goes on
+            assert "at step 20, saved" in ended.err
+            assert (tmp_path / "checkpoints/last/20").exists()
     command.ok("train", *SMALL, f"--workdir={tmp_path}")
     assert_same_run(tmp_path, finished)
 
@@ -203,6 +223,19 @@ def test_damaged_checkpoint(command, finished: pathlib.Path, tmp_path: pathlib.P
     assert "going on from the best one" in ended.err
     assert_same_run(tmp_path, finished)
     command.ok("evaluate", f"--workdir={tmp_path}", "--num_samples=2", "--max_examples=5")
+
+
+def test_only_damage_makes_a_run_forget_its_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    """Not that they cannot be restored for another reason, which may pass."""
+
+    def restored(run: object, which: str) -> tuple[dict, int]:
+        if which == "last":
+            raise InputError("the checkpoints do not fit (UNAVAILABLE)")
+        return {}, 3
+
+    monkeypatch.setattr(progress.checkpointed, "restore_state", restored)
+    with pytest.raises(InputError, match="UNAVAILABLE"):
+        progress.resume(None, tmp_path, "last", "best")
 
 
 def test_not_finite(command, tmp_path: pathlib.Path):

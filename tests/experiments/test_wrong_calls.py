@@ -177,7 +177,7 @@ def test_another_run_in_the_folder(command, finished: pathlib.Path, case: str):
 def test_another_process_in_the_folder(command, tmp_path: pathlib.Path):
     with workdir.claim(epath.Path(tmp_path)):
         refused(command, "train", *SMALL, f"--workdir={tmp_path}", words=[str(tmp_path), "another process"])
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [workdir.LOCK]
     with workdir.claim(epath.Path(tmp_path)):  # it was given back
         pass
 

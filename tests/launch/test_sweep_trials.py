@@ -1,15 +1,17 @@
 """What is left to do of a sweep, and its jobs and packs, without Ray."""
 
 import dataclasses
+import fcntl
 import json
 import pathlib
+import types
 
 import pytest
 from etils import epath
 from sweep_world import CONFIG, LR, ROOT, drawn, leave, rows, sweep
 
 from aevb.errors import InputError
-from experiments import settings, workdir
+from experiments import settings, train, workdir
 from launch import definition, metrics, packs, trials, tuning, watching
 from launch import sweep as command
 from launch.definition import Budget, Choice, Uniform
@@ -158,6 +160,18 @@ def test_a_stopped_job_saves_and_goes_on_and_tells_every_row_once_more_to_a_sche
     assert again[-1] == {"score": again[-2]["score"], "outcomes": {}, "done": True}
 
 
+def test_one_that_is_at_its_last_step_is_left_to_evaluate(tmp_path):
+    """A scheduler hears of rows later than they are written; by then its trial may be through."""
+    told = sweep(grid={"data.dir": ["slow"]}, budget=Budget(4))
+    (trial,), plan = trials.known(told), plan_of(tmp_path, told, rows=True)
+    watch = watching.Watch(plan, plan.single(trial))
+    while trials.state(plan.folder, trial).step < 8:
+        watch.tell()
+    watch.stop()
+    assert trials.state(plan.folder, trial).status == trials.FINISHED
+    assert steps(tmp_path, trial) == list(range(1, 9))
+
+
 def test_a_folder_that_is_never_given_free_fails_its_trial_for_now(tmp_path, monkeypatch):
     told = sweep(grid={"data.dir": ["fine"]})
     (trial,), plan = trials.known(told), plan_of(tmp_path, told)
@@ -169,6 +183,22 @@ def test_a_folder_that_is_never_given_free_fails_its_trial_for_now(tmp_path, mon
     outcome = last["outcomes"][trial.name]
     assert (last["score"], outcome["status"], outcome["final"]) == (None, "failed", False)
     assert f"another process trains in {folder}" in outcome["reason"]
+
+
+def test_a_folder_is_free_unless_a_process_holds_a_file_in_it(tmp_path):
+    folder = epath.Path(tmp_path)
+    assert watching.is_free(folder)
+    assert watching.is_free(folder / "none")
+    assert list(folder.iterdir()) == []
+    with workdir.claim(folder):
+        assert not watching.is_free(folder)
+    assert watching.is_free(folder)
+    with (tmp_path / workdir.LOCK).open("r+") as file:  # as a machine that shares it over NFS would
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert not watching.is_free(folder)
+    # A start that was killed leaves no more than that: another one may come.
+    command._check_folder(folder, sweep())
+    train.check_workdir(folder, types.SimpleNamespace(config=settings.load(CONFIG, [])))
 
 
 def test_cores_are_held_by_one_job_each():

@@ -61,7 +61,7 @@ def main():
     time.sleep(0.5 if kind == "slow" else 0)  # evaluation, after which nothing is left to stop
     if stopped:
         leave("stopped: run the same command to go on", 75)
-    told = {"split": "test", "num_examples": 10, "nll": -value(config, step), "nll_stderr": 0.5, "elbo": -30.0}
+    told = {"split": "test", "num_examples": 10, "nll": -value(config, NUM_STEPS), "nll_stderr": 0.5, "elbo": -30.0}
     told |= {"binarization": "none", "estimator": "a stand-in", "density": True}
     (folder / "evaluation.json").write_text(json.dumps(told))
     summary = {"status": "finished", "train_seconds": 1.0, "total_seconds": 2.0, "command": "python -m made.this"}

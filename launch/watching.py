@@ -215,10 +215,10 @@ class Watch:
         """The result of a process that has ended; None where it is to be started again."""
         ran, self.process = self.process is not None, None
         self.resources.close()
+        self.free_since = time.monotonic()
         self.attempts[code] = self.attempts.get(code, 0) + 1
         if ran and code and self._worth_another(code):
             return None
-        self.free_since = time.monotonic()
         if ran and workdir.in_store(self.plan.root):
             trials.log(self.plan.folder, self.job.trials[0]).write_bytes(self._log().read_bytes())
         return self._done({each.name: self._outcome(each, code) for each in self.asked})

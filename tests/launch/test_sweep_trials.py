@@ -201,6 +201,18 @@ def test_a_folder_is_free_unless_a_process_holds_a_file_in_it(tmp_path):
     train.check_workdir(folder, types.SimpleNamespace(config=settings.load(CONFIG, [])))
 
 
+def test_after_a_crash_a_folder_has_as_long_to_be_given_free_as_at_first(tmp_path, monkeypatch):
+    told = sweep(grid={"data.dir": ["crash_once"]})
+    (trial,), plan = trials.known(told), plan_of(tmp_path, told)
+    answers = iter([True, False])
+    monkeypatch.setattr(watching, "is_free", lambda folder: next(answers, True))
+    watch = watching.Watch(plan, plan.single(trial))
+    watch.free_since -= 2 * watching.HELD_SECONDS  # it has trained for as long
+    while "done" not in (last := watch.tell()):
+        pass
+    assert last["outcomes"][trial.name]["status"] == "finished"
+
+
 def test_cores_are_held_by_one_job_each():
     with watching.free_cores(1) as first, watching.free_cores(1) as second:
         assert len(first) == 1

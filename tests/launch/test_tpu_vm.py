@@ -1,17 +1,14 @@
 """From asking for machines to giving them up, against a stand-in gcloud and hosts that are folders; no real TPU."""
 
 import os
-import pathlib
 import pty
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
-import tpu_world
 from tpu_world import (
     MACHINES,
     NAMED,
@@ -34,18 +31,6 @@ from aevb.errors import InputError
 from launch import gcloud, hosts, tpu_vm, watch
 from launch.accelerators import accelerator
 from launch.gcloud import GcloudError, Runner, Target
-
-
-@pytest.fixture
-def world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with tpu_world.placed(tmp_path, monkeypatch) as made:
-        yield made
-
-
-@pytest.fixture
-def four() -> Target:
-    """One spot slice of four hosts."""
-    return Target("vae", ZONE, accelerator("v5litepod-16", ZONE), spot=True)
 
 
 def test_from_asking_to_giving_up(world: World):

@@ -1,29 +1,12 @@
 """Waiting for machines and for runs on them, against a stand-in gcloud and hosts that are folders; no real TPU."""
 
-import pathlib
-from collections.abc import Iterator
-
 import pytest
-import tpu_world
 from tpu_world import ODD, ONCE, TWICE, WAIT, ZONE, Clock, World, made, started
 
 from aevb.errors import InputError
 from experiments import cli
 from launch import gcloud, watch
-from launch.accelerators import accelerator
 from launch.gcloud import Runner, Target
-
-
-@pytest.fixture
-def world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with tpu_world.placed(tmp_path, monkeypatch) as made:
-        yield made
-
-
-@pytest.fixture
-def four() -> Target:
-    """One spot slice of four hosts."""
-    return Target("vae", ZONE, accelerator("v5litepod-16", ZONE), spot=True)
 
 
 @pytest.mark.parametrize(
